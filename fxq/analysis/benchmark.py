@@ -1,0 +1,145 @@
+"""`fxq.benchmark`: the latency of several models, measured side by side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from fxq.tracing.inputs import normalise_inputs
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils import _pytree
+
+from fxq.analysis.timing import Row, format_time, interleave, summarise
+from fxq.errors import InputError
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What `benchmark` measured: one row a model, in the order they were given, and the conditions."""
+
+    rows: tuple[Row, ...]
+    threads: int
+    shapes: tuple[tuple[int, ...], ...]
+    torch_version: str
+
+    def __getitem__(self, name: str) -> Row:
+        """Return the row of the model called ``name``; KeyError where there is none."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain dicts, lists, numbers and strings, ready for JSON."""
+        conditions = {"threads": self.threads, "shapes": [list(s) for s in self.shapes], "torch": self.torch_version}
+        return {"rows": [asdict(row) for row in self.rows], **conditions}
+
+    def table(self) -> Table:
+        """Return the result as a rich table."""
+        shapes = ", ".join(str(list(shape)) for shape in self.shapes)
+        threads = f"{self.threads} thread" + ("s" if self.threads != 1 else "")
+        table = Table(title=f"Latency: input {shapes}, {threads}, torch {self.torch_version}", title_justify="left")
+        table.add_column("model")
+        for heading in ("median", "spread (IQR)", "min", "speed-up"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in self.rows:
+            times = [format_time(t) for t in (row.median_s, row.iqr_s, row.min_s)]
+            table.add_row(row.name, *times, f"{row.ratio:.2f}x")
+        return table
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=100, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get().rstrip("\n")
+
+
+def benchmark(
+    models: Mapping[str, nn.Module | Callable[..., Any]],
+    example_inputs: object,
+    *,
+    budget_s: float = 10.0,
+    warmup: int = 3,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> BenchmarkResult:
+    """Measure the latency of ``models``, interleaved, on ``example_inputs``.
+
+    Args:
+        models: what to time, by name; the first is the one that the speed-ups are relative to. Modules must be in
+            evaluation mode. Any other callable is called with the same arguments.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, as `fxq.trace` takes them. Each
+            model runs on a copy of its own.
+        budget_s: about how long to measure, all models together, in seconds. At least five rounds run in any case.
+        warmup: untimed calls of each model before the first round.
+        threads: torch's intra-op threads while measuring; by default as they are. Restored afterwards.
+        progress: called with a line of text after each round.
+
+    Raises:
+        InputError: no models, a module in training mode, or a number out of range.
+    """
+    _check(models, budget_s, warmup, threads)
+    args, kwargs = normalise_inputs(example_inputs)
+    calls = {name: _bind(model, args, kwargs) for name, model in models.items()}
+    with _threads(threads), torch.inference_mode():
+        samples = interleave(calls, budget_s=budget_s, warmup=warmup, progress=progress)
+        used = torch.get_num_threads()
+    tensors = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    return BenchmarkResult(summarise(samples), used, tuple(tuple(t.shape) for t in tensors), torch.__version__)
+
+
+def _bind(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], object]:
+    """Return a call of ``model`` on its own copy of the inputs: one that writes into them disturbs nobody else."""
+    own_args, own_kwargs = _pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+    return lambda: model(*own_args, **own_kwargs)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(models: Mapping[str, Any], budget_s: float, warmup: int, threads: int | None) -> None:
+    if not models:
+        raise InputError("there is no model to measure", fix='pass a dict such as {"float": model, "int8": compiled}')
+    for name, model in models.items():
+        if not callable(model):
+            raise InputError(f"the model {name!r} is a {type(model).__name__}, not a module or a function")
+        if isinstance(model, nn.Module):
+            _check_mode(name, model)
+    if not budget_s > 0:
+        raise InputError(f"budget_s is {budget_s}, it must be more than 0 seconds")
+    if warmup < 0:
+        raise InputError(f"warmup is {warmup}, it must be 0 or more calls")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, it must be 1 or more")
+
+
+def _check_mode(name: str, model: nn.Module) -> None:
+    """Refuse a model that would not run as at inference.
+
+    Only the model itself and the layers whose behaviour depends on the mode count: the containers inside a
+    GraphModule are in training mode whatever the model was.
+    """
+    for path, module in model.named_modules():
+        if module.training and (module is model or isinstance(module, _NormBase | _DropoutNd)):
+            raise InputError(
+                f"the model {name!r} is in training mode",
+                where=f"{path} ({type(module).__name__})" if path else None,
+                why="its latency is not that of inference, and running it could change its batch norms",
+                fix="call .eval() on the model first",
+            )
