@@ -1,0 +1,153 @@
+"""What operation a node is, whichever way it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from fxq.ir.ops import (
+    DROPPED,
+    FUNCTIONS,
+    METHODS,
+    RENAMED,
+    REQUIRED,
+    SPECS,
+    STATEFUL_MODULES,
+    STATELESS_MODULES,
+    Kind,
+    Spelling,
+)
+
+
+@dataclass(frozen=True)
+class OpCall:
+    """A node read as an operation.
+
+    Attributes:
+        kind: the operation's name in the table, or the class, function or ``"method:name"`` that the table lacks.
+        inputs: the tensor inputs in the operation's order (a list argument such as ``cat``'s is flattened; numbers
+            stand for themselves, as in ``x + 1``).
+        attrs: every attribute, defaults included, in one spelling.
+        module: the module that the node calls, if it calls one.
+        inplace: whether this spelling writes into its first input.
+    """
+
+    node: fx.Node
+    kind: Kind
+    inputs: tuple[Any, ...]
+    attrs: dict[str, Any]
+    module: nn.Module | None = None
+    inplace: bool = False
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """The inputs that are nodes."""
+        return tuple(i for i in self.inputs if isinstance(i, fx.Node))
+
+    @property
+    def known(self) -> bool:
+        """Whether the operation stands in the table."""
+        return isinstance(self.kind, str) and not self.kind.startswith("method:")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs code of the user's around its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def get_module(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """Return the module that ``node`` calls, or None where it calls none."""
+    return gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def identify(node: fx.Node, gm: fx.GraphModule) -> OpCall:
+    """Read ``node`` as an operation; one that the table lacks keeps its own target as its kind."""
+    if node.op == "call_module":
+        return _identify_module(node, gm.get_submodule(str(node.target)))
+    if node.op == "call_function":
+        found = FUNCTIONS.get(node.target)  # type: ignore[arg-type]
+        call = _bind(node, *found) if found else None
+        return call or OpCall(node, node.target, tuple(node.all_input_nodes), dict(node.kwargs))  # type: ignore[arg-type]
+    if node.op == "call_method":
+        found = METHODS.get(str(node.target))
+        call = _bind(node, *found) if found else None
+        return call or OpCall(node, f"method:{node.target}", tuple(node.all_input_nodes), dict(node.kwargs))
+    return OpCall(node, node.op, tuple(node.all_input_nodes), {})
+
+
+def _identify_module(node: fx.Node, module: nn.Module) -> OpCall:
+    inputs = tuple(node.all_input_nodes)
+    kind = type(module)
+    if has_hooks(module):
+        return OpCall(node, kind, inputs, {}, module)
+    if kind in STATEFUL_MODULES:
+        return OpCall(node, STATEFUL_MODULES[kind], inputs, {}, module)
+    if kind not in STATELESS_MODULES or len(node.args) != 1 or node.kwargs:
+        return OpCall(node, kind, inputs, {}, module)
+    name, names, fixed = STATELESS_MODULES[kind]
+    if getattr(module, "return_indices", False):
+        return OpCall(node, kind, inputs, {}, module)
+    values = {attr: getattr(module, source) for attr, source in names.items()}
+    spec = SPECS[name]
+    inplace = bool(getattr(module, "inplace", False))
+    return OpCall(node, name, inputs, spec.normalise(values | fixed), module, inplace)
+
+
+def _bind(node: fx.Node, kind: str, spelling: Spelling) -> OpCall | None:
+    """Bind the node's arguments to a spelling's parameters; None when they do not fit the canonical form."""
+    values = _bind_arguments(node.args, node.kwargs, spelling)
+    if values is None or values.pop("return_indices", False):
+        return None
+    inplace = spelling.inplace or bool(values.get("inplace", False))
+    values = {RENAMED.get(k, k): v for k, v in values.items() if k not in DROPPED}
+    spec = SPECS[kind]
+    inputs: list[Any] = []
+    for name in spec.inputs:
+        value = values.pop(name)
+        inputs.extend(value if isinstance(value, list | tuple) else [value])
+    if any(k not in dict(spec.attrs) for k in values):
+        return None
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    return OpCall(node, kind, tuple(inputs), spec.normalise(values), None, inplace)
+
+
+def _bind_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], spelling: Spelling) -> dict[str, Any] | None:
+    names = [name for name, _ in spelling.params]
+    if spelling.variadic and len(args) > 1 and not isinstance(args[1], list | tuple):
+        args = (args[0], tuple(args[1:]))
+    elif spelling.variadic and len(args) == 2 and isinstance(args[1], list | tuple):
+        args = (args[0], tuple(args[1]))
+    # torch spells some parameters two ways: torch.add(input=, other=) but x.add(other=); F.* use input=
+    kwargs = {("input" if k in ("self", "x") else k): v for k, v in kwargs.items()}
+    if len(args) > len(names) or any(k not in names for k in kwargs):
+        return None
+    values = dict(zip(names, args, strict=False))
+    if set(values) & set(kwargs):
+        return None
+    values |= kwargs
+    for name, default in spelling.params:
+        if name not in values:
+            if default is REQUIRED:
+                return None
+            values[name] = default
+    return values
+
+
+class Identifier:
+    """Identifies the nodes of one graph, remembering each answer while the graph stays as it is."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self._gm = gm
+        self._calls: dict[fx.Node, tuple[Any, OpCall]] = {}
+
+    def __call__(self, node: fx.Node) -> OpCall:
+        key = (node.target, node.args, tuple(node.kwargs.items()), id(get_module(self._gm, node)))
+        found = self._calls.get(node)
+        if found is None or found[0] != key:
+            found = (key, identify(node, self._gm))
+            self._calls[node] = found
+        return found[1]
