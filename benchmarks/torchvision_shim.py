@@ -58,8 +58,8 @@ def _forget_half_import() -> None:
 def _declare_operators() -> None:
     if _LIBRARIES:
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name, schema in _SCHEMAS:
         if not hasattr(torch.ops.torchvision, name):
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
     _LIBRARIES.append(library)

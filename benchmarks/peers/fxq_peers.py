@@ -24,9 +24,7 @@ class FxqPeer(Peer):
         return None
 
 
-def _prepare(
-    model: nn.Module, example: Tensor, calibration: Sequence[Tensor], *, recipe: str, target: str
-) -> Prepared:
+def _prepare(model: nn.Module, example: Tensor, calibration: Sequence[Tensor], *, recipe: str, target: str) -> Prepared:
     import fxq
 
     data = list(calibration) if recipe == "int8" else None

@@ -16,10 +16,22 @@ def compile_frozen(model: Callable[[Tensor], Any], example: Tensor) -> Callable[
     """Compile ``model`` for ``example``'s shape with its weights frozen into the code."""
     import torch._inductor.config as inductor_config
 
-    with inductor_config.patch(freezing=True), torch.inference_mode():
-        compiled = torch.compile(model, dynamic=False)
-        compiled(example)
-    return compiled
+    compiled = torch.compile(model, dynamic=False)
+
+    def call(x: Tensor) -> Tensor:
+        # Set at every call: torch.export with strict=True empties the cache of compiled code, and what is compiled
+        # again at the next call would not be frozen.
+        before = inductor_config.freezing
+        inductor_config.freezing = True
+        try:
+            y: Tensor = compiled(x)
+        finally:
+            inductor_config.freezing = before
+        return y
+
+    with torch.inference_mode():
+        call(example)
+    return call
 
 
 def _prepare(model: nn.Module, example: Tensor, calibration: Sequence[Tensor], *, dtype: torch.dtype) -> Prepared:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,7 +48,6 @@ def _quantise(path: Path, batches: Sequence[Tensor]) -> Path:
             return None if batch is None else {_INPUT: batch.numpy()}
 
     prepared, quantised = path.with_name("prepared.onnx"), path.with_name("int8.onnx")
-    logging.getLogger().setLevel(logging.ERROR)
     quant_pre_process(path, prepared)
     quantize_static(
         prepared,
@@ -85,5 +83,6 @@ def _session(path: Path) -> Any:
     return call
 
 
-F32 = Peer("ort", "ONNX Runtime f32", functools.partial(_prepare, int8=False), needs=("onnx", "onnxruntime", "onnxscript"))
-INT8 = Peer("ort-int8", "ONNX Runtime int8 (QDQ)", functools.partial(_prepare, int8=True), needs=F32.needs)
+_NEEDS = ("onnx", "onnxruntime", "onnxscript")
+F32 = Peer("ort", "ONNX Runtime f32", functools.partial(_prepare, int8=False), needs=_NEEDS)
+INT8 = Peer("ort-int8", "ONNX Runtime int8 (QDQ)", functools.partial(_prepare, int8=True), needs=_NEEDS)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import logging
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,10 +32,8 @@ def _prepare(
 def _quantise(converted: Any, batches: Sequence[Tensor]) -> Any:
     import nncf
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)
     dataset = nncf.Dataset(batches, lambda batch: batch.numpy())
-    images = sum(len(batch) for batch in batches)
-    return nncf.quantize(converted, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches) or images)
+    return nncf.quantize(converted, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches))
 
 
 def _infer(converted: Any, precision: str | None) -> Any:

@@ -62,7 +62,7 @@ def rebatch(batches: Sequence[Tensor], size: int) -> list[Tensor]:
     if missing:
         repeats = -(-missing // len(images))
         images = torch.cat([images, images.repeat(repeats, *[1] * (images.dim() - 1))[:missing]])
-    return list(images.split(size))
+    return list(torch.split(images, size))
 
 
 def state_dict_bytes(model: nn.Module) -> int:

@@ -7,7 +7,8 @@ fused into convolutions, which only this engine can do.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +21,30 @@ def _prepare(model: nn.Module, example: Tensor, calibration: Sequence[Tensor]) -
     from torch.ao.quantization.backend_config import get_onednn_backend_config
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-    engine = torch.backends.quantized.engine
     backend = get_onednn_backend_config()
+    with warnings.catch_warnings(), torch.no_grad(), _onednn_engine():
+        warnings.simplefilter("ignore")
+        observed = prepare_fx(model, get_default_qconfig_mapping("onednn"), (example,), backend_config=backend)
+        for batch in calibration:
+            observed(batch)
+        converted = convert_fx(observed, backend_config=backend)
+
+    def call(x: Tensor) -> Tensor:
+        with _onednn_engine():  # the fused additions ask for the engine again at run time
+            y: Tensor = converted(x)
+        return y
+
+    return Prepared(call, state_dict_bytes(converted))
+
+
+@contextmanager
+def _onednn_engine() -> Iterator[None]:
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "onednn"
     try:
-        torch.backends.quantized.engine = "onednn"
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            observed = prepare_fx(model, get_default_qconfig_mapping("onednn"), (example,), backend_config=backend)
-            for batch in calibration:
-                observed(batch)
-            converted = convert_fx(observed, backend_config=backend)
-            converted(example)
+        yield
     finally:
         torch.backends.quantized.engine = engine
-    return Prepared(converted, state_dict_bytes(converted))
 
 
 PEER = Peer("torch-fx", "torch FX int8 (oneDNN)", _prepare)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from fxq.tracing.inputs import normalise_inputs
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.utils import _pytree
 
 from fxq.analysis.timing import Row, format_time, interleave, summarise
 from fxq.errors import InputError
+from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,37 @@ def benchmark(
         progress: called with a line of text after each round.
 
     Raises:
-        InputError: no models, a module in training mode, or a number out of range.
+        InputError: no models, a module in training mode, inputs that do not fit a model, or a number out of range.
     """
     _check(models, budget_s, warmup, threads)
-    args, kwargs = normalise_inputs(example_inputs)
-    calls = {name: _bind(model, args, kwargs) for name, model in models.items()}
+    inputs = {name: _inputs(model, example_inputs) for name, model in models.items()}
+    calls = {name: _bind(model, inputs[name]) for name, model in models.items()}
     with _threads(threads), torch.inference_mode():
         samples = interleave(calls, budget_s=budget_s, warmup=warmup, progress=progress)
         used = torch.get_num_threads()
-    tensors = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    return BenchmarkResult(summarise(samples), used, tuple(tuple(t.shape) for t in tensors), torch.__version__)
+    return BenchmarkResult(summarise(samples), used, _shapes(next(iter(inputs.values()))), torch.__version__)
 
 
-def _bind(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], object]:
+def _inputs(model: Callable[..., Any], example_inputs: object) -> ModelInputs:
+    """Return ``example_inputs`` as arguments of ``model``; a plain function is read as a module's ``forward``."""
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    if module is not model:
+        module.forward = model
+    inputs = normalise_inputs(module, example_inputs)
+    if inputs is None:
+        raise InputError("a benchmark needs example_inputs", fix="give inputs of the shape that is to be timed")
+    return inputs
+
+
+def _bind(model: Callable[..., Any], inputs: ModelInputs) -> Callable[[], object]:
     """Return a call of ``model`` on its own copy of the inputs: one that writes into them disturbs nobody else."""
-    own_args, own_kwargs = _pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-    return lambda: model(*own_args, **own_kwargs)
+    own = clone_inputs(inputs)
+    return lambda: model(*own.args, **own.kwargs)
+
+
+def _shapes(inputs: ModelInputs) -> tuple[tuple[int, ...], ...]:
+    leaves = _pytree.tree_leaves((inputs.args, inputs.kwargs))
+    return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
 
 
 @contextmanager
