@@ -1,0 +1,66 @@
+"""Modules and functions that rewritten graphs call."""
+
+from __future__ import annotations
+
+from fxq.nn.epilogue import ACTIVATIONS, Epilogue
+from fxq.nn.fused import (
+    FUSED_LAYERS,
+    FusedConv1d,
+    FusedConv2d,
+    FusedConv3d,
+    FusedConvTranspose1d,
+    FusedConvTranspose2d,
+    FusedConvTranspose3d,
+    FusedLinear,
+    fuse_layer,
+)
+from fxq.nn.kernels import BACKENDS, onednn_available, onednn_unavailable_reason
+from fxq.nn.qconv import QConv1d, QConv2d, QConv3d, QConvTranspose1d, QConvTranspose2d, QConvTranspose3d
+from fxq.nn.qdq import dequantize, quantize
+from fxq.nn.qdq_layers import (
+    QDQ_LAYERS,
+    QDQConv1d,
+    QDQConv2d,
+    QDQConv3d,
+    QDQConvTranspose1d,
+    QDQConvTranspose2d,
+    QDQConvTranspose3d,
+    QDQLinear,
+    quantize_layer,
+)
+from fxq.nn.qlinear import QLinear
+
+__all__ = [
+    "ACTIVATIONS",
+    "BACKENDS",
+    "FUSED_LAYERS",
+    "QDQ_LAYERS",
+    "Epilogue",
+    "FusedConv1d",
+    "FusedConv2d",
+    "FusedConv3d",
+    "FusedConvTranspose1d",
+    "FusedConvTranspose2d",
+    "FusedConvTranspose3d",
+    "FusedLinear",
+    "QConv1d",
+    "QConv2d",
+    "QConv3d",
+    "QConvTranspose1d",
+    "QConvTranspose2d",
+    "QConvTranspose3d",
+    "QDQConv1d",
+    "QDQConv2d",
+    "QDQConv3d",
+    "QDQConvTranspose1d",
+    "QDQConvTranspose2d",
+    "QDQConvTranspose3d",
+    "QDQLinear",
+    "QLinear",
+    "dequantize",
+    "fuse_layer",
+    "onednn_available",
+    "onednn_unavailable_reason",
+    "quantize",
+    "quantize_layer",
+]

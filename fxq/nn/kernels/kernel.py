@@ -1,0 +1,82 @@
+"""What a backend gives to an int8 layer: a function of the codes, and its name for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxq.errors import GraphError, InputError
+from fxq.nn.epilogue import Epilogue
+from fxq.nn.geometry import ConvGeometry
+from fxq.nn.qdq import dequantize, round_to_u8_
+from fxq.quant.qparams import QParams
+
+Run = Callable[[Tensor, Tensor | None], Tensor]  # (codes, residual codes) -> codes or float32
+
+
+_NO_EPILOGUE = Epilogue()
+
+
+class Weights(NamedTuple):
+    """int8 weight in the float layer's layout, float32 scale of shape (output channels,), float32 bias or None."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """The codes that go into and come out of a layer, and what happens before requantisation.
+
+    ``output`` None means a float32 result; ``residual`` is given exactly when the epilogue adds one.
+    """
+
+    input: QParams
+    output: QParams | None
+    residual: QParams | None = None
+    epilogue: Epilogue = _NO_EPILOGUE
+
+    def __post_init__(self) -> None:
+        if self.epilogue.add != (self.residual is not None):
+            raise GraphError(
+                f"the epilogue {str(self.epilogue)!r} and the residual parameters {self.residual} do not go together",
+                fix="give the residual's QParams exactly when the epilogue adds",
+            )
+
+    def finish(self, real: Tensor, residual: Tensor | None) -> Tensor:
+        """Epilogue and requantisation of float32 ``real`` values, the same for every kernel that needs it in float."""
+        self.epilogue.check(residual)
+        if residual is not None and self.residual is not None:
+            real = real + dequantize(check_codes(residual, "residual"), self.residual.scale, self.residual.zero_point)
+        real = self.epilogue.activate(real)
+        if self.output is None:
+            return real
+        return round_to_u8_(real * (1.0 / self.output.scale), self.output.zero_point)
+
+
+@dataclass(frozen=True)
+class KernelSet:
+    """A backend. ``conv`` and ``linear`` pack the weights; the ``*_name`` functions only tell what they would use.
+
+    The last argument of ``conv`` is a representative input shape to pack for; every other shape works as well.
+    """
+
+    conv: Callable[[ConvGeometry, Quantisation, Weights, torch.Size], Run]
+    linear: Callable[[Quantisation, Weights], Run]
+    conv_name: Callable[[ConvGeometry, Quantisation], str]
+    linear_name: Callable[[Quantisation], str]
+
+
+def check_codes(q: Tensor, what: str = "input") -> Tensor:
+    """Return ``q``, or raise InputError unless it holds u8 codes."""
+    if q.dtype is not torch.uint8:
+        raise InputError(
+            f"an int8 layer takes uint8 codes, but its {what} is {str(q.dtype).removeprefix('torch.')}",
+            fix="quantise it first (fxq.nn.quantize)",
+        )
+    return q

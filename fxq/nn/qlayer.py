@@ -1,0 +1,95 @@
+"""What the int8 layers share: raw int8 weights as buffers, a kernel that is packed at the first call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxq.nn.kernels import BACKENDS, KernelSet, Quantisation, Run, Weights, kernel_set
+from fxq.quant.qparams import QParams
+
+
+class QLayer(nn.Module):
+    """Base of ``QConv*`` and ``QLinear``.
+
+    Buffers: ``weight`` int8 in the float layer's layout, ``weight_scale`` float32, ``bias`` float32 or None. The scales
+    and zero points of the activations travel as the state dict's extra state. The packed form is derived: it is built
+    at the first call, never saved or copied, and dropped whenever the buffers change through ``to`` or
+    ``load_state_dict``. Building it twice in two threads is harmless, as both build the same.
+
+    Attributes:
+        quantisation: scales and zero points in and out, and the epilogue.
+        backend: "reference" or "onednn". Buffers on another device than the CPU always use the reference kernel.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weights: Weights, quantisation: Quantisation, backend: str) -> None:
+        super().__init__()
+        kernel_set(backend)  # fails here rather than at the first call
+        self.register_buffer("weight", weights.weight)
+        self.register_buffer("weight_scale", weights.scale)
+        self.register_buffer("bias", weights.bias)
+        self.quantisation = quantisation
+        self.backend = backend
+        self._run: Run | None = None
+        self.eval()
+
+    def forward(self, q: Tensor, residual: Tensor | None = None) -> Tensor:
+        """u8 codes -> u8 codes, or float32 where the output has no QParams. Neither argument is modified."""
+        run = self._run
+        if run is None:
+            run = self._run = self._build(self._kernels(), Weights(self.weight, self.weight_scale, self.bias), q.shape)
+        return run(q, residual)
+
+    def describe(self) -> str:
+        """The name of the kernel that computes this layer."""
+        raise NotImplementedError
+
+    def _build(self, kernels: KernelSet, weights: Weights, x_shape: torch.Size) -> Run:
+        raise NotImplementedError
+
+    def _kernels(self) -> KernelSet:
+        return kernel_set(self.backend) if self.weight.device.type == "cpu" else BACKENDS["reference"]
+
+    def get_extra_state(self) -> dict[str, tuple[float, int] | None]:
+        """Scales and zero points, as plain numbers."""
+        q = self.quantisation
+        parts = {"input": q.input, "output": q.output, "residual": q.residual}
+        return {name: None if p is None else (p.scale, p.zero_point) for name, p in parts.items()}
+
+    def set_extra_state(self, state: dict[str, tuple[float, int] | None]) -> None:
+        """Take over scales and zero points from ``get_extra_state``'s result."""
+        parts: dict[str, Any] = {name: None if p is None else QParams(*p) for name, p in state.items()}
+        self.quantisation = replace(self.quantisation, **parts)
+        self._run = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_run": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move the buffers; ``half()`` and the like leave their dtypes alone, because scales must stay float32."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        self._run = None
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._run = None
+
+    def _summary(self) -> str:
+        q = self.quantisation
+        codes = {"input": q.input, "residual": q.residual, "output": q.output}
+        parts = [f"{name}=({p.scale:.6g}, {p.zero_point})" for name, p in codes.items() if p is not None]
+        parts += [f"epilogue={q.epilogue}"] if q.epilogue else []
+        return ", ".join([*parts, f"backend={self.backend}"])
