@@ -1,0 +1,17 @@
+"""From a ``torch.nn.Module`` to a ``torch.fx.GraphModule``."""
+
+from fxq.tracing.capture import trace
+from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
+from fxq.tracing.module import TracedModule
+from fxq.tracing.record import OpaqueLeaf, SpecialisedArgument, TraceRecord
+
+__all__ = [
+    "ModelInputs",
+    "OpaqueLeaf",
+    "SpecialisedArgument",
+    "TraceRecord",
+    "TracedModule",
+    "clone_inputs",
+    "normalise_inputs",
+    "trace",
+]

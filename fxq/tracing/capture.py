@@ -1,0 +1,157 @@
+"""``trace``: attempts at capturing a model until only what cannot be captured is opaque."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule
+
+from fxq.errors import InputError, TraceError
+from fxq.tracing.failures import eager_error, is_model_error, reason_for, source_of, trace_error
+from fxq.tracing.frames import line_of_forward
+from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
+from fxq.tracing.leaves import has_hooks, is_compiled
+from fxq.tracing.module import build_module, copy_graph_module
+from fxq.tracing.preserve import ModuleState, changes_since, preserved, restore_state
+from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord
+from fxq.tracing.side_effects import describe, is_state
+from fxq.tracing.signals import BuiltinNeededError
+from fxq.tracing.tracer import ModelTracer, TraceSettings
+
+
+def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
+    """Capture ``model`` as a graph of its layers and of the operations between them.
+
+    torch.nn's layers stay calls of themselves under their own path. A submodule that cannot be captured becomes one
+    such call too, the smallest that will do; ``gm.meta["fxq_trace"]`` (a ``TraceRecord``) lists them with reasons.
+    Sizes read from the inputs stay dynamic. Arguments that are not tensors, and defaults that the example does not
+    give, become constants. Every node has ``meta["fxq_source"]`` (``"file.py:12"``) and ``meta["fxq_module"]``.
+
+    The graph module shares layers, parameters and buffers with ``model``, as torch.fx has it: deep-copy the model
+    first where that matters. ``model`` itself is left as it was, also after an error. Hooks of the root are not part
+    of the graph (the record says so); modules inside that carry hooks are called whole, with them.
+
+    Args:
+        model: any module; a ``GraphModule`` comes back as a copy with the same graph.
+        example_inputs: see ``normalise_inputs``. Needed for ``*args``, for arguments that are dicts or lists and for
+            control flow on numbers of dimensions; always worth giving. Never run through the model's layers.
+
+    Raises:
+        InputError: ``model`` is not a module, or ``example_inputs`` do not fit it.
+        TraceError: the model's own ``forward`` cannot be captured; the message names the line.
+    """
+    _check(model)
+    inputs = normalise_inputs(model, example_inputs)
+    if isinstance(model, GraphModule):
+        gm = copy_graph_module(model)
+        gm.meta.setdefault(RECORD_KEY, TraceRecord(notes=_root_notes(model)))
+        return gm
+    with preserved(model) as states:
+        graph, tracer = _attempts(model, inputs, states)
+        gm = build_module(model, graph)
+    gm.meta[RECORD_KEY] = TraceRecord(
+        leaves=tuple(tracer.leaves.values()),
+        specialised=tuple(tracer.arguments.specialised),
+        notes=(*_root_notes(model), *tracer.notes),
+    )
+    return gm
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"fxq traces a torch.nn.Module, not a {type(model).__name__}", fix="wrap the function in a module's forward"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            f"{type(model).__name__} is a TorchScript module, which torch.fx cannot trace",
+            fix="give the Python module that was scripted",
+        )
+    if is_compiled(model):
+        raise TraceError(
+            "the model is already compiled by torch.compile",
+            fix="give the module before it was compiled: model._orig_mod",
+        )
+
+
+def _root_notes(model: nn.Module) -> tuple[str, ...]:
+    return ("hooks of the model itself are not part of the graph",) if has_hooks(model) else ()
+
+
+def _attempts(model: nn.Module, inputs: ModelInputs | None, states: list[ModuleState]) -> tuple[Graph, ModelTracer]:
+    """Trace; after each failure change the settings by one step, until the trace succeeds or no step is left."""
+    settings = TraceSettings(inputs)
+    eager_checked = False
+    while True:
+        tracer = ModelTracer(settings)
+        try:
+            graph = tracer.trace(model)
+        except Exception as error:
+            restore_state(states)
+            if is_model_error(error) and inputs is not None and not eager_checked:
+                eager_checked = True
+                _run_eagerly(model, inputs)
+            if not _next_step(model, settings, tracer, error):
+                raise trace_error(model, "", error, with_example=inputs is not None) from error
+            continue
+        if not _drop_side_effects(model, settings, tracer, states):
+            return graph, tracer
+        restore_state(states)
+
+
+def _next_step(model: nn.Module, settings: TraceSettings, tracer: ModelTracer, error: Exception) -> bool:
+    """Change ``settings`` so that the next attempt gets past ``error``; return False where nothing is left to try."""
+    if isinstance(error, BuiltinNeededError) and error.globals is not None and error.name not in error.globals:
+        settings.builtins.append((error.globals, error.name))
+        return True
+    for path in reversed(tracer.failure_stack):
+        if path and path not in settings.opaque and path not in tracer.leaves:
+            module = model.get_submodule(path)
+            source = source_of(error, module).short
+            settings.opaque[path] = OpaqueLeaf(path, type(module).__name__, reason_for(error), source)
+            return True
+    if settings.inputs is None and not settings.specialise_numbers:
+        settings.specialise_numbers = True
+        return True
+    return False
+
+
+def _drop_side_effects(
+    model: nn.Module, settings: TraceSettings, tracer: ModelTracer, states: list[ModuleState]
+) -> bool:
+    """Note attributes that the graph will not assign; return True if a module became opaque because of one."""
+    for change in changes_since(states):
+        if change.path == "" and change.attribute.startswith("_tensor_constant"):
+            continue
+        if change.attribute == "_buffers" or not is_state(model, change):
+            tracer.notes.append(f"the graph does not assign {describe(change)}, which forward sets")
+            continue
+        module = model.get_submodule(change.path)
+        source = line_of_forward(module)
+        reason = f"forward keeps state in self.{change.attribute} from one call to the next"
+        if change.path == "":
+            raise TraceError(
+                f"{type(model).__name__} cannot be traced: {reason}",
+                where=f"{source.path}:{source.line}, the model itself",
+                why="a graph does not assign attributes",
+                fix="move that part into a submodule, which then stays one opaque call",
+            )
+        settings.opaque[change.path] = OpaqueLeaf(change.path, type(module).__name__, reason, source.short)
+        return True
+    return False
+
+
+def _run_eagerly(model: nn.Module, inputs: ModelInputs) -> None:
+    """Raise if a copy of ``model`` fails on ``inputs`` without tracing: then the model is at fault."""
+    try:
+        twin = copy.deepcopy(model)
+    except Exception:  # a model that cannot be copied cannot be tried without changing it
+        return
+    fresh = clone_inputs(inputs)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            twin(*fresh.args, **fresh.kwargs)
+        except Exception as error:
+            raise eager_error(model, error) from error

@@ -1,0 +1,84 @@
+"""The graph module that ``trace`` returns, and how it is built from a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule
+
+from fxq.tracing.record import MODULE_KEY, SOURCE_KEY
+
+_NODE_KEYS = (SOURCE_KEY, MODULE_KEY)
+
+
+class TracedModule(GraphModule):
+    """A ``torch.fx.GraphModule`` that keeps its ``meta`` and the origin of its nodes when it is pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        origins = {
+            node.name: {key: node.meta[key] for key in _NODE_KEYS if key in node.meta} for node in self.graph.nodes
+        }
+        name = type(self).__name__
+        modes = {path: module.training for path, module in self.named_modules()}
+        return _rebuild, (super().__reduce__(), name, dict(self.meta), origins, modes)
+
+
+def build_module(model: nn.Module, graph: Graph) -> TracedModule:
+    """Return a module that runs ``graph`` on the layers, parameters and buffers of ``model``, which it shares.
+
+    Modules on the way to a layer are new and empty; they and the result are in the mode of their originals.
+    """
+    gm = TracedModule(model, graph, type(model).__name__)
+    for path, module in gm.named_modules():
+        original = _submodule(model, path)
+        if original is None or original is module:
+            continue
+        module.training = original.training
+        module._non_persistent_buffers_set |= original._non_persistent_buffers_set & set(module._buffers)
+    return gm
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _rebuild(
+    reduced: tuple[Any, ...],
+    name: str,
+    meta: dict[str, Any],
+    origins: dict[str, dict[str, Any]],
+    modes: dict[str, bool],
+) -> TracedModule:
+    plain: GraphModule = reduced[0](*reduced[1])
+    gm = TracedModule(plain, plain.graph, name)
+    gm.meta = meta
+    for node in gm.graph.nodes:
+        node.meta.update(origins.get(node.name, {}))
+    for path, module in gm.named_modules():
+        module.training = modes.get(path, module.training)
+    return gm
+
+
+def copy_graph_module(model: GraphModule) -> TracedModule:
+    """Return ``model`` with a copy of its graph, on the same layers, with the origin of each node filled in."""
+    values: dict[torch.fx.Node, torch.fx.Node] = {}
+    graph = Graph(tracer_cls=model.graph._tracer_cls)
+    result = graph.graph_copy(model.graph, values, return_output_node=True)
+    if isinstance(result, tuple):
+        value, original = result
+        output = graph.output(value)
+        output.meta = dict(original.meta)
+    graph._codegen = model.graph._codegen
+    for node in graph.nodes:
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        path = str(node.target) if node.op == "call_module" else (stack[-1][0] if stack else "")
+        node.meta.setdefault(MODULE_KEY, path)
+        node.meta.setdefault(SOURCE_KEY, "<graph>")
+    gm = build_module(model, graph)
+    gm.meta.update(model.meta)
+    return gm
