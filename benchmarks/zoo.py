@@ -35,6 +35,7 @@ _OPTIONS: dict[str, dict[str, bool]] = {
 }
 _IMAGE_SIZES = {"inception_v3": 299}
 _IMAGE_SIZE = 224
+_RESIDUAL_BLOCKS = ("BasicBlock", "Bottleneck", "InvertedResidual", "MBConv", "FusedMBConv", "ResBottleneckBlock")
 _WARM_UP_BATCHES = 2
 _WARM_UP_BATCH_SIZE = 8
 _WARM_UP_SEED = 1000
@@ -105,15 +106,25 @@ def _randomise_constants(model: nn.Module) -> None:
     """Give batch norms, layer norms and all-zero weights random values.
 
     With scale 1 and shift 0 folding could not go wrong, and torchvision's vision transformers start with a classifier
-    of zeros.
+    of zeros. The last batch norm of a residual branch gets a small scale, as training gives it: with a scale of 1 each
+    block would double the noise that reaches it, and every int8 network would look equally bad.
     """
+    last = {norm for module in model.modules() if (norm := _last_of_branch(module)) is not None}
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, _BatchNorm | nn.LayerNorm) and module.weight is not None:
-                module.weight.uniform_(0.5, 1.5)
+                module.weight.uniform_(*((0.1, 0.4) if module in last else (0.5, 1.5)))
                 module.bias.normal_(0.0, 0.2)
             elif isinstance(module, nn.Linear) and not module.weight.any():
                 nn.init.xavier_normal_(module.weight)
+
+
+def _last_of_branch(block: nn.Module) -> nn.Module | None:
+    """Return the last batch norm of a residual block's branch, None for any other module."""
+    if type(block).__name__ not in _RESIDUAL_BLOCKS:
+        return None
+    norms = [m for path, m in block.named_modules() if isinstance(m, _BatchNorm) and not path.startswith("downsample")]
+    return norms[-1] if norms else None
 
 
 def _warm_up(model: nn.Module, batches: list[Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_a_module_in_training_mode_is_refused() -> None:
     model[1].train()
     with pytest.raises(InputError, match=r"where: 1 \(BatchNorm2d\)"):
         benchmark({"float": model}, torch.ones(1, 3, 2, 2))
-    assert int(model[1].num_batches_tracked) == 0
+    assert not any(model[1].state_dict()["num_batches_tracked"].flatten())
 
 
 def test_a_graph_module_of_an_evaluated_model_is_accepted() -> None:
@@ -112,7 +113,7 @@ def test_a_graph_module_of_an_evaluated_model_is_accepted() -> None:
     ("options", "message"),
     [({"budget_s": 0}, "budget_s is 0"), ({"warmup": -1}, "warmup is -1"), ({"threads": 0}, "threads is 0")],
 )
-def test_numbers_out_of_range_are_refused(linear: nn.Module, options: dict[str, int], message: str) -> None:
+def test_numbers_out_of_range_are_refused(linear: nn.Module, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         benchmark({"float": linear}, X, **options)
 
