@@ -51,7 +51,7 @@ def train(model: nn.Module, data: TensorDataset, *, epochs: int, progress: Calla
         for images, labels in loader:
             loss = F.cross_entropy(model(images), labels, label_smoothing=0.05)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
         if progress is not None:
