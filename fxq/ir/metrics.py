@@ -1,0 +1,85 @@
+"""How far two outputs lie apart: bit-equality, signal-to-quantisation-noise ratio, cosine, largest error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far ``actual`` lies from ``reference``.
+
+    Attributes:
+        equal: bit for bit the same (NaN equal to NaN).
+        sqnr_db: 10 log10(sum(reference^2) / sum((reference - actual)^2)) in dB; ``inf`` where equal.
+        cosine: cosine of the angle between the two, as flat vectors.
+        max_abs: largest absolute difference.
+        scale: largest absolute value of the reference.
+    """
+
+    equal: bool
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    scale: float
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested tuples, lists, dicts and dataclasses, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from tensors_in(v)
+    elif isinstance(value, tuple | list):
+        for v in value:
+            yield from tensors_in(v)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from tensors_in(getattr(value, name))
+
+
+def distance(reference: Any, actual: Any) -> Distance:
+    """Compare two outputs of one structure; tensors of all parts count together.
+
+    Raises:
+        ValueError: the structures, shapes or dtypes of the two differ.
+    """
+    pairs = list(zip(tensors_in(reference), tensors_in(actual), strict=True))
+    equal, signal, noise, dot, other, worst, scale = True, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for r, a in pairs:
+        if r.shape != a.shape:
+            raise ValueError(f"shapes differ: {tuple(r.shape)} and {tuple(a.shape)}")
+        same = r.dtype == a.dtype and bool(torch.equal(r, a) or (torch.equal(r.isnan(), a.isnan()) and _same(r, a)))
+        equal = equal and same
+        if not r.numel():
+            continue
+        x, y = r.detach().double().flatten(), a.detach().double().flatten()
+        if torch.equal(x.isnan(), y.isnan()):
+            x, y = x.nan_to_num(), y.nan_to_num()
+        d = torch.zeros_like(x) if same else x - y
+        signal += float(x @ x)
+        noise += float(d @ d)
+        dot += float(x @ y)
+        other += float(y @ y)
+        worst = max(worst, float(d.abs().max()))
+        scale = max(scale, float(x.abs().max()))
+    cosine = 1.0 if equal else dot / math.sqrt(signal * other) if signal * other > 0 else 0.0
+    return Distance(equal, _decibel(signal, noise), cosine, worst, scale)
+
+
+def _same(r: torch.Tensor, a: torch.Tensor) -> bool:
+    return torch.equal(torch.nan_to_num(r), torch.nan_to_num(a))
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return math.inf
+    if math.isnan(noise) or signal == 0.0:
+        return -math.inf
+    return 10.0 * math.log10(signal / noise)

@@ -1,0 +1,74 @@
+"""Where a node comes from: a stable id, the module that it belongs to, its source line, and the rules that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from fxq.ir.stage import graph_state, set_graph_state
+
+_KEY = "fxq"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One rewrite: the pass and rule that made a node, and the ids of the nodes that it was made from."""
+
+    pass_name: str
+    rule: str
+    sources: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """What stays with a node through every pass.
+
+    Attributes:
+        id: unique in the history of a graph; kept as long as a pass keeps the node.
+        module_path: the module of the source model that the node belongs to, ``""`` for the root.
+        source: ``file.py:line`` in the user's code, where known.
+        origins: the rewrites that led to this node, oldest first.
+    """
+
+    id: int
+    module_path: str = ""
+    source: str | None = None
+    origins: tuple[Origin, ...] = ()
+
+
+def node_info(node: fx.Node) -> NodeInfo:
+    """Return the provenance of ``node``, which :func:`ensure_ids` or the rewriter has given it."""
+    info: NodeInfo = node.meta[_KEY]
+    return info
+
+
+def set_node_info(node: fx.Node, info: NodeInfo) -> None:
+    """Give ``node`` its provenance."""
+    node.meta[_KEY] = info
+
+
+def ensure_ids(gm: fx.GraphModule) -> None:
+    """Give every node that lacks one an id, and its module path and source line as the tracer noted them."""
+    next_id = graph_state(gm).next_id
+    for node in gm.graph.nodes:
+        if _KEY in node.meta:
+            continue
+        set_node_info(node, NodeInfo(next_id, _traced_path(node), node.meta.get("fxq_source")))
+        next_id += 1
+    set_graph_state(gm, next_id=next_id)
+
+
+def add_origin(node: fx.Node, origin: Origin) -> None:
+    """Note that a rule changed ``node`` in place."""
+    info = node_info(node)
+    set_node_info(node, replace(info, origins=(*info.origins, origin)))
+
+
+def _traced_path(node: fx.Node) -> str:
+    if "fxq_module" in node.meta:
+        return str(node.meta["fxq_module"])
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(next(reversed(stack.values()))[0]) if stack else ""

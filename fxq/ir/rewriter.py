@@ -1,0 +1,309 @@
+"""The only thing that edits graphs: every edit keeps provenance and leaves the graph that it started from untouched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxq.errors import GraphError
+from fxq.ir.identify import Identifier, OpCall
+from fxq.ir.provenance import NodeInfo, Origin, add_origin, ensure_ids, node_info, set_node_info
+from fxq.ir.stage import graph_state, set_graph_state
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A rule that fired: the names of the nodes that it matched and the module path of the first."""
+
+    rule: str
+    nodes: tuple[str, ...]
+    where: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A candidate that a rule left alone, and why."""
+
+    rule: str
+    node: str
+    where: str
+    reason: str
+
+
+def copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
+    """Return a graph module with a graph of its own that shares the modules, parameters and buffers of ``gm``."""
+    out = fx.GraphModule(gm, copy.deepcopy(gm.graph), type(gm).__name__)
+    out.meta = dict(gm.meta)
+    _set_container_mode(out, gm.training)
+    return out
+
+
+def _set_container_mode(gm: fx.GraphModule, training: bool) -> None:
+    gm.training = training
+    for module in gm.modules():
+        if type(module) is nn.Module:  # a container that torch.fx made on the way to a leaf
+            module.training = training
+
+
+class Rewriter:
+    """Edits a copy of a graph module.
+
+    Matches and refusals are collected in ``matched`` and ``refused``. Submodules are shared with the original: a
+    rewrite that needs other weights makes a new module and sets it with :meth:`set_module`, it never writes into one.
+    """
+
+    def __init__(self, gm: fx.GraphModule, pass_name: str = "rewrite") -> None:
+        ensure_ids(gm)
+        self.gm = copy_graph_module(gm)
+        self.identify = Identifier(self.gm)
+        self.matched: list[Matched] = []
+        self.refused: list[Refused] = []
+        self._pass_name = pass_name
+        self._origin: Origin | None = None
+        self._current: fx.Node | None = None
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph being edited; read it freely, edit it through the methods below."""
+        return self.gm.graph
+
+    @property
+    def current(self) -> str | None:
+        """The name of the node that the running rule is anchored at, for an error message."""
+        return self._current.name if self._current is not None else None
+
+    def nodes(self) -> Iterator[fx.Node]:
+        """Iterate over the nodes as they were at the call, in order, leaving out those erased on the way."""
+        for node in list(self.graph.nodes):
+            if not node._erased:
+                yield node
+
+    def calls(self) -> Iterator[OpCall]:
+        """Like :meth:`nodes`, for the nodes that compute something, each read as an operation."""
+        for node in self.nodes():
+            if node.op.startswith("call_"):
+                yield self.identify(node)
+
+    # -- what a rule did ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def rule(self, name: str, *nodes: fx.Node) -> Iterator[None]:
+        """Name the rule that the edits inside belong to, and count it as a match of ``nodes`` (the anchor first)."""
+        record = self.open_rule(name, *nodes)
+        yield  # an error leaves the rule open: whoever reports it asks `current` which node was being rewritten
+        self.close_rule(record)
+
+    def open_rule(self, name: str, *nodes: fx.Node) -> Matched:
+        """Let the edits that follow belong to the rule ``name``, anchored at the first of ``nodes``."""
+        self._origin = Origin(self._pass_name, name, tuple(node_info(n).id for n in nodes))
+        self._current = nodes[0] if nodes else None
+        return Matched(name, tuple(n.name for n in nodes), node_info(nodes[0]).module_path if nodes else "")
+
+    def close_rule(self, matched: Matched | None) -> None:
+        """End the open rule; ``matched`` counts as a match, None says that the rule edited nothing."""
+        if matched is not None:
+            self.matched.append(matched)
+        self._origin, self._current = None, None
+
+    def refuse(self, rule: str, node: fx.Node, reason: str) -> None:
+        """Record that ``rule`` left the candidate ``node`` alone, and why."""
+        self.refused.append(Refused(rule, node.name, node_info(node).module_path, reason))
+
+    # -- edits -------------------------------------------------------------------------------------------------
+
+    def call_function(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        after: fx.Node | None = None,
+        before: fx.Node | None = None,
+        like: fx.Node | None = None,
+        name: str | None = None,
+    ) -> fx.Node:
+        """Insert a call of a function; it belongs to the module of ``like`` (by default its neighbour's)."""
+        return self._insert("call_function", target, args, kwargs, after, before, like, name)
+
+    def call_module(
+        self,
+        path: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        *,
+        after: fx.Node | None = None,
+        before: fx.Node | None = None,
+        like: fx.Node | None = None,
+        name: str | None = None,
+    ) -> fx.Node:
+        """Insert ``module`` at ``path`` and a call of it."""
+        self.add_module(path, module)
+        return self._insert("call_module", path, args, None, after, before, like, name)
+
+    def get_attr(self, path: str, *, before: fx.Node) -> fx.Node:
+        """Insert a read of an attribute that the module tree has."""
+        return self._insert("get_attr", path, (), None, None, before, None, None)
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let every user of ``old`` use ``new`` instead, and erase ``old``."""
+        self.replace_uses(old, new)
+        self.erase(old)
+
+    def replace_uses(self, old: fx.Node, new: fx.Node, only: Callable[[fx.Node], bool] | None = None) -> None:
+        """Let the users of ``old`` for which ``only`` holds (by default all but ``new``) use ``new`` instead."""
+        old.replace_all_uses_with(new, delete_user_cb=only or (lambda user: user is not new), propagate_meta=False)
+
+    def update(
+        self,
+        node: fx.Node,
+        *,
+        target: Any = None,
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        op: str | None = None,
+    ) -> None:
+        """Change what ``node`` calls or with what; the node keeps its id."""
+        node.op = op or node.op
+        node.target = target if target is not None else node.target
+        node.args = args if args is not None else node.args
+        node.kwargs = kwargs if kwargs is not None else node.kwargs
+        self._note(node)
+
+    def set_module(self, node: fx.Node, module: nn.Module) -> None:
+        """Let ``node``, the only caller of its module, call ``module`` under the same path."""
+        self._own(node)
+        self._assign(str(node.target), module)
+        self._note(node)
+
+    def add_module(self, path: str, module: nn.Module) -> None:
+        """Put ``module`` at a free ``path``."""
+        if self._has(path):
+            raise GraphError(f"the path `{path}` is taken", where=self._pass_name, fix="ask free_path() for one")
+        self._assign(path, module)
+
+    def free_path(self, wanted: str) -> str:
+        """Return ``wanted``, or with a number behind it where the module tree has that name already."""
+        path, n = wanted, 0
+        while self._has(path):
+            n += 1
+            path = f"{wanted}_{n}"
+        return path
+
+    def erase(self, node: fx.Node) -> None:
+        """Remove a node that nothing uses."""
+        if node.users:
+            users = ", ".join(u.name for u in node.users)
+            raise GraphError(f"`{node.name}` cannot be erased: it is used by {users}", where=self._pass_name)
+        self.graph.erase_node(node)
+
+    def erase_unused(self, *nodes: fx.Node) -> None:
+        """Remove those of ``nodes`` that nothing uses any more, users first."""
+        for node in nodes:
+            if not node.users and not node._erased:
+                self.graph.erase_node(node)
+
+    def move_before(self, node: fx.Node, anchor: fx.Node) -> None:
+        """Move ``node`` in front of ``anchor`` in the order of execution."""
+        anchor.prepend(node)
+
+    def finish(self) -> fx.GraphModule:
+        """Check the graph, drop modules that nothing calls, recompile, and return the rewritten graph module.
+
+        Raises:
+            GraphError: the edits left a graph that does not hold together.
+        """
+        try:
+            self.graph.lint()
+        except (RuntimeError, ValueError) as error:
+            raise GraphError("the rewritten graph is not well formed", where=self._pass_name, why=str(error)) from error
+        self.gm.delete_all_unused_submodules()
+        self.gm.recompile()
+        _set_container_mode(self.gm, self.gm.training)
+        return self.gm
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _insert(
+        self,
+        op: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        after: fx.Node | None,
+        before: fx.Node | None,
+        like: fx.Node | None,
+        name: str | None,
+    ) -> fx.Node:
+        neighbour = after or before
+        if neighbour is None or (after and before):
+            raise GraphError("an insertion needs one neighbour: after= or before=", where=self._pass_name)
+        place = self.graph.inserting_after(neighbour) if after else self.graph.inserting_before(neighbour)
+        with place:
+            node = self.graph.create_node(op, target, args, kwargs or {}, name)
+        state = graph_state(self.gm)
+        kin = node_info(like or neighbour)
+        origins = (*kin.origins, self._origin) if self._origin and like else (self._origin,) if self._origin else ()
+        set_node_info(node, NodeInfo(state.next_id, kin.module_path, kin.source, origins))
+        set_graph_state(self.gm, next_id=state.next_id + 1)
+        return node
+
+    def _note(self, node: fx.Node) -> None:
+        if self._origin is not None:
+            add_origin(node, self._origin)
+
+    def _own(self, node: fx.Node) -> None:
+        callers = [n.name for n in self.graph.nodes if n.op == "call_module" and n.target == node.target]
+        if callers != [node.name]:
+            raise GraphError(
+                f"the module `{node.target}` has {len(callers)} callers and cannot be exchanged for one of them",
+                where=self._pass_name, fix="refuse the match, or give the node a module of its own",
+            )  # fmt: skip
+
+    def _has(self, path: str) -> bool:
+        module: Any = self.gm
+        for part in path.split("."):
+            if not hasattr(module, part):
+                return False
+            module = getattr(module, part)
+        return True
+
+    def _assign(self, path: str, module: nn.Module) -> None:
+        *parents, leaf = path.split(".")
+        parent: nn.Module = self.gm
+        for part in parents:
+            child = getattr(parent, part, None)
+            if not isinstance(child, nn.Module):
+                child = nn.Module()
+                child.training = self.gm.training
+                setattr(parent, part, child)
+            parent = child
+        setattr(parent, leaf, module)
+
+
+def shared_tensors(gm: fx.GraphModule, module: nn.Module) -> bool:
+    """Whether another module or attribute of ``gm`` holds one of the parameters of ``module`` (tied weights)."""
+    mine = {id(p) for p in module.parameters()}
+    owned = set(map(id, module.modules()))
+    for other in gm.modules():
+        if id(other) in owned:
+            continue
+        tensors = [*other.parameters(recurse=False), *other.buffers(recurse=False)]
+        if any(id(t) in mine for t in tensors):
+            return True
+    return False
+
+
+def call_count(gm: fx.GraphModule, module: nn.Module) -> int:
+    """How often the graph calls ``module``, under whichever path."""
+    return sum(n.op == "call_module" and gm.get_submodule(str(n.target)) is module for n in gm.graph.nodes)
+
+
+def clone_parameter(tensor: torch.Tensor) -> nn.Parameter:
+    """Return a frozen parameter with the values of ``tensor``: the weights of a rewritten layer do not train."""
+    return nn.Parameter(tensor.detach().clone(), requires_grad=False)

@@ -1,0 +1,115 @@
+"""Shapes and dtypes of every value, recorded by running the graph once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxq.errors import GraphError
+from fxq.ir.provenance import node_info
+
+_KEY = "fxq_tensor"
+_SHORT = {
+    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.uint8: "u8",
+    torch.int8: "s8", torch.int32: "s32", torch.int64: "s64", torch.bool: "bool",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of a tensor; prints as ``f32[1, 3, 224, 224]``."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{_SHORT.get(self.dtype, str(self.dtype).removeprefix('torch.'))}{list(self.shape)}"
+
+
+def tensor_spec(node: fx.Node) -> TensorSpec | None:
+    """Return what the last recorded run saw at ``node``; None where it was no tensor or nothing was recorded."""
+    spec = node.meta.get(_KEY)
+    return spec if isinstance(spec, TensorSpec) else None
+
+
+def describe_value(node: fx.Node) -> str:
+    """Return the recorded value's shape and dtype as text, ``""`` where nothing was recorded."""
+    spec = node.meta.get(_KEY)
+    return "" if spec is None else str(spec) if isinstance(spec, TensorSpec) else _text(spec)
+
+
+def _text(spec: Any) -> str:
+    if isinstance(spec, tuple):
+        return "(" + ", ".join(_text(s) for s in spec) + ")"
+    return str(spec)
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return TensorSpec(tuple(value.shape), value.dtype)
+    if isinstance(value, tuple | list):
+        return tuple(_describe(v) for v in value)
+    if isinstance(value, dict):
+        return tuple(_describe(v) for v in value.values())
+    return type(value).__name__
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph, notes each value's shape and dtype on its node, and shows each value to ``watch``."""
+
+    def __init__(self, gm: fx.GraphModule, watch: Callable[[fx.Node, Any], None] | None = None) -> None:
+        super().__init__(gm)
+        self._watch = watch
+        # torch prints the whole graph into the exception otherwise; the error below says where instead
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            value = super().run_node(n)
+        except Exception as error:
+            path = node_info(n).module_path if "fxq" in n.meta else str(n.target)
+            raise GraphError(
+                f"the graph fails at node `{n.name}`", where=path or "the root module",
+                why=f"{type(error).__name__}: {error}",
+            ) from error  # fmt: skip
+        n.meta[_KEY] = _describe(value)
+        if self._watch is not None:
+            self._watch(n, value)
+        return value
+
+
+def run_recorded(
+    gm: fx.GraphModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    watch: Callable[[fx.Node, Any], None] | None = None,
+) -> Any:
+    """Run ``gm`` on inputs that it may overwrite, record shapes and dtypes on its nodes, and return its output.
+
+    Raises:
+        GraphError: a node fails; names the node and its module path.
+    """
+    with torch.no_grad():
+        recorder = Recorder(gm, watch)
+        return recorder.run(*bind_placeholders(gm, args, kwargs or {}))
+
+
+def bind_placeholders(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Return one value for each placeholder of ``gm``, in order, as an ``fx.Interpreter`` takes them."""
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    given: list[Any] = list(args)
+    if any(str(n.target).startswith("*") for n in placeholders):
+        return (*args, *kwargs.values())
+    names = [str(n.target) for n in placeholders]
+    for node, name in list(zip(placeholders, names, strict=True))[len(given) :]:
+        if name in kwargs:
+            given.append(kwargs[name])
+        elif node.args:
+            given.append(node.args[0])
+        else:
+            raise GraphError(f"no value for the input `{name}`", fix=f"the graph takes: {', '.join(names)}")
+    return tuple(given)

@@ -1,0 +1,1 @@
+"""Quantisation: parameters, observers, calibration data and recipes."""

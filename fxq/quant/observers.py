@@ -1,0 +1,114 @@
+"""Observers: modules that pass a value through and remember its range."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from fxq.errors import CalibrationError, InputError
+from fxq.quant.qparams import QParams
+
+
+class Observer(nn.Module):
+    """Returns its input unchanged and keeps a range of what it saw.
+
+    Attributes:
+        label: what the observer watches, for error messages.
+        minimum, maximum: the range so far; empty before the first value.
+    """
+
+    minimum: Tensor
+    maximum: Tensor
+
+    def __init__(self, label: str = "") -> None:
+        super().__init__()
+        self.label = label
+        self.register_buffer("minimum", torch.empty(0))
+        self.register_buffer("maximum", torch.empty(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe ``x`` (any shape, floating point) and return it."""
+        if x.numel():
+            lo, hi = self._range(x.detach())
+            if not bool(torch.isfinite(lo).all() and torch.isfinite(hi).all()):
+                raise CalibrationError("a value is NaN or infinite", where=self.label,
+                                       fix="clean the data, or look for the layer that overflows")  # fmt: skip
+            self._update(lo, hi)
+        return x
+
+    @property
+    def seen(self) -> bool:
+        """Whether any value was observed."""
+        return self.minimum.numel() > 0
+
+    def qparams(self) -> QParams:
+        """Return scale and zero point for the observed range.
+
+        Raises:
+            CalibrationError: nothing was observed.
+        """
+        if not self.seen:
+            raise CalibrationError("a value was never observed", where=self.label,
+                                   fix="calibrate before converting, with data that reaches this layer")  # fmt: skip
+        return QParams.from_range(float(self.minimum.min()), float(self.maximum.max()))
+
+    def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        lo, hi = torch.aminmax(x)
+        return lo.reshape(1).float(), hi.reshape(1).float()
+
+    @abstractmethod
+    def _update(self, lo: Tensor, hi: Tensor) -> None: ...
+
+    def extra_repr(self) -> str:
+        if not self.seen:
+            return "nothing seen"
+        return f"[{float(self.minimum.min()):.6g}, {float(self.maximum.max()):.6g}]"
+
+
+class MinMaxObserver(Observer):
+    """The smallest and the largest value seen: does not depend on the order of batches."""
+
+    def _update(self, lo: Tensor, hi: Tensor) -> None:
+        if self.seen:
+            lo, hi = torch.minimum(self.minimum, lo), torch.maximum(self.maximum, hi)
+        self.minimum, self.maximum = lo, hi
+
+
+class MovingAverageObserver(Observer):
+    """Exponential moving averages of each batch's smallest and largest value (Jacob et al., CVPR 2018).
+
+    Args:
+        momentum: weight of a new batch, in (0, 1].
+    """
+
+    def __init__(self, label: str = "", momentum: float = 0.1) -> None:
+        super().__init__(label)
+        if not 0.0 < momentum <= 1.0:
+            raise InputError(f"momentum is {momentum}", fix="give a number above 0 and at most 1")
+        self.momentum = momentum
+
+    def _update(self, lo: Tensor, hi: Tensor) -> None:
+        if self.seen:
+            lo = self.minimum + self.momentum * (lo - self.minimum)
+            hi = self.maximum + self.momentum * (hi - self.maximum)
+        self.minimum, self.maximum = lo, hi
+
+
+class PerChannelMinMaxObserver(MinMaxObserver):
+    """The range of each slice along ``axis``: for weights. ``qparams`` speaks of the whole tensor."""
+
+    def __init__(self, label: str = "", axis: int = 0) -> None:
+        super().__init__(label)
+        self.axis = axis
+
+    def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.movedim(self.axis, 0).flatten(1)
+        return rows.amin(1).float(), rows.amax(1).float()
+
+    def weight_scale(self) -> Tensor:
+        """Return the symmetric s8 scale of each channel, ``max|w| / 127``, float32."""
+        if not self.seen:
+            raise CalibrationError("a weight was never observed", where=self.label)
+        return torch.maximum(-self.minimum, self.maximum).clamp_min(0.0) / 127.0

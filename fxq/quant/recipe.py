@@ -1,0 +1,69 @@
+"""Recipes: what to quantise, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fxq.errors import InputError, nearest
+from fxq.quant.observers import MinMaxObserver, MovingAverageObserver, Observer
+
+_ACTIVATIONS = ("minmax", "moving_average")
+_WEIGHTS = ("per_channel", "per_tensor")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is quantised.
+
+    Attributes:
+        name: ``"float"`` (canonicalise, fold and fuse only) or ``"int8"`` (static int8).
+        activation: the observer of activations: ``"minmax"`` or ``"moving_average"``.
+        weight: the granularity of weight scales: ``"per_channel"`` (of the output) or ``"per_tensor"``.
+        momentum: of the moving average.
+
+    Raises:
+        InputError: an option is unknown; the nearest names are suggested.
+    """
+
+    name: str = "int8"
+    activation: str = "minmax"
+    weight: str = "per_channel"
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        for value, known, what in (
+            (self.name, tuple(_NAMES), "recipe"),
+            (self.activation, _ACTIVATIONS, "activation observer"),
+            (self.weight, _WEIGHTS, "weight granularity"),
+        ):
+            if value not in known:
+                raise InputError(f"unknown {what} {value!r}", fix=nearest(str(value), known))
+
+    @property
+    def quantises(self) -> bool:
+        """Whether the recipe quantises activations, and so needs calibration data."""
+        return self.name == "int8"
+
+    def observer(self, label: str) -> Observer:
+        """Return a new observer for an activation."""
+        if self.activation == "minmax":
+            return MinMaxObserver(label)
+        return MovingAverageObserver(label, self.momentum)
+
+
+_NAMES = ("float", "int8")
+
+
+def resolve_recipe(recipe: str | Recipe, calibrated: bool) -> Recipe:
+    """Return the recipe that a name stands for; ``"auto"`` is int8 where there is calibration data, else float.
+
+    Raises:
+        InputError: the name is unknown; the nearest names are suggested.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe == "auto":
+        return Recipe("int8" if calibrated else "float")
+    if recipe not in _NAMES:
+        raise InputError(f"unknown recipe {recipe!r}", fix=nearest(str(recipe), ("auto", *_NAMES)))
+    return Recipe(recipe)
