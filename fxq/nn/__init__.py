@@ -15,6 +15,7 @@ from fxq.nn.fused import (
     fuse_layer,
 )
 from fxq.nn.kernels import BACKENDS, onednn_available, onednn_unavailable_reason
+from fxq.nn.qbatchnorm import QBatchNorm
 from fxq.nn.qconv import QConv1d, QConv2d, QConv3d, QConvTranspose1d, QConvTranspose2d, QConvTranspose3d
 from fxq.nn.qdq import dequantize, quantize
 from fxq.nn.qdq_layers import (
@@ -28,11 +29,15 @@ from fxq.nn.qdq_layers import (
     QDQLinear,
     quantize_layer,
 )
+from fxq.nn.qelementwise import QAdd, QCat, QMul
 from fxq.nn.qlinear import QLinear
+from fxq.nn.qlookup import FUNCTIONS, QLookup
+from fxq.nn.qpool import QAdaptiveAvgPool, QAvgPool, QMaxPool, QMean, QPad
 
 __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
+    "FUNCTIONS",
     "FUSED_LAYERS",
     "QDQ_LAYERS",
     "Epilogue",
@@ -43,6 +48,11 @@ __all__ = [
     "FusedConvTranspose2d",
     "FusedConvTranspose3d",
     "FusedLinear",
+    "QAdaptiveAvgPool",
+    "QAdd",
+    "QAvgPool",
+    "QBatchNorm",
+    "QCat",
     "QConv1d",
     "QConv2d",
     "QConv3d",
@@ -57,6 +67,11 @@ __all__ = [
     "QDQConvTranspose3d",
     "QDQLinear",
     "QLinear",
+    "QLookup",
+    "QMaxPool",
+    "QMean",
+    "QMul",
+    "QPad",
     "dequantize",
     "fuse_layer",
     "onednn_available",

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+_ROUNDER = 1.5 * 2.0**23
+
 
 def quantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
     """``clamp(round_half_even(x / scale) + zero_point, 0, 255)`` as u8, in the shape and memory layout of ``x``.
@@ -33,8 +35,12 @@ def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:
 
 
 def round_to_u8_(steps: Tensor, zero_point: int) -> Tensor:
-    """Round, shift and saturate float32 ``steps`` (real values / scale) to u8; ``steps`` is overwritten."""
-    steps.round_()
-    if zero_point:
-        steps.add_(zero_point)
-    return steps.clamp_(0, 255).to(torch.uint8)
+    """Round half to even, shift and saturate float32 ``steps`` (real values / scale) to u8; ``steps`` is overwritten.
+
+    Adding 1.5 * 2**23 leaves no bits for a fraction, so the addition itself rounds to the nearest integer, ties to
+    even, and puts that integer into the low bits of the float. Reading those bits is several times faster than
+    rounding and converting, because torch converts float32 to u8 one element at a time.
+    """
+    steps.add_(_ROUNDER).clamp_(_ROUNDER - zero_point, _ROUNDER + (255 - zero_point))
+    codes = steps.view(torch.int32).to(torch.uint8)
+    return codes.add_(zero_point) if zero_point else codes  # modulo 256: the low byte is the integer's own

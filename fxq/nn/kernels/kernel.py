@@ -63,13 +63,17 @@ class Quantisation:
 class KernelSet:
     """A backend. ``conv`` and ``linear`` pack the weights; the ``*_name`` functions only tell what they would use.
 
+    ``pointwise`` is a layer with weight 1 and no bias: requantisation, addition, activation.
+
     The last argument of ``conv`` is a representative input shape to pack for; every other shape works as well.
     """
 
     conv: Callable[[ConvGeometry, Quantisation, Weights, torch.Size], Run]
     linear: Callable[[Quantisation, Weights], Run]
+    pointwise: Callable[[Quantisation], Run]
     conv_name: Callable[[ConvGeometry, Quantisation], str]
     linear_name: Callable[[Quantisation], str]
+    pointwise_name: Callable[[Quantisation], str]
 
 
 def check_codes(q: Tensor, what: str = "input") -> Tensor:

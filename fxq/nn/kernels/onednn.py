@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fxq.nn.geometry import ConvGeometry
 from fxq.nn.kernels import reference
-from fxq.nn.kernels.kernel import KernelSet, Quantisation, Run, Weights
+from fxq.nn.kernels.kernel import Quantisation, Run, Weights
 from fxq.nn.kernels.post_op import PostOp, conv_post_op, linear_post_op
 
 _Fallback = Callable[[], Run]  # builds the reference kernel on first use: few layers ever need it
@@ -58,9 +58,6 @@ def conv_name(geometry: ConvGeometry, quantisation: Quantisation) -> str:
 def linear_name(quantisation: Quantisation) -> str:
     """The name of the kernel that ``linear`` builds."""
     return linear_post_op(quantisation).describe("qlinear_pointwise", quantisation.epilogue)
-
-
-KERNELS = KernelSet(conv, linear, conv_name, linear_name)
 
 
 def _conv_unary(

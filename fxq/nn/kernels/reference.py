@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fxq.nn.geometry import ConvGeometry, swap_channels
 from fxq.nn.kernels.kernel import KernelSet, Quantisation, Run, Weights, check_codes
+from fxq.nn.qdq import dequantize
 
 _Product = Callable[[Tensor, Tensor], Tensor]  # of input and weight, without bias
 
@@ -86,4 +87,21 @@ def _widest_sum(weight: Tensor, zero_point: int) -> int:
     return int(torch.maximum(positive * above + negative * below, positive * below + negative * above).max())
 
 
-KERNELS = KernelSet(conv, linear, lambda geometry, quantisation: "reference", lambda quantisation: "reference")
+def pointwise(quantisation: Quantisation) -> Run:
+    """u8 of any shape -> u8 or float32 of that shape, broadcast against the residual."""
+    codes = quantisation.input
+
+    def run(q: Tensor, residual: Tensor | None) -> Tensor:
+        return quantisation.finish(dequantize(check_codes(q), codes.scale, codes.zero_point), residual)
+
+    return run
+
+
+KERNELS = KernelSet(
+    conv=conv,
+    linear=linear,
+    pointwise=pointwise,
+    conv_name=lambda geometry, quantisation: "reference",
+    linear_name=lambda quantisation: "reference",
+    pointwise_name=lambda quantisation: "reference",
+)
