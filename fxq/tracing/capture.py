@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule
 
 from fxq.errors import InputError, TraceError
 from fxq.tracing.failures import eager_error, is_model_error, reason_for, source_of, trace_error
-from fxq.tracing.frames import line_of_forward
+from fxq.tracing.frames import is_user_code, line_of_forward
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
 from fxq.tracing.leaves import has_hooks, is_compiled
 from fxq.tracing.module import build_module, copy_graph_module
@@ -103,9 +103,11 @@ def _attempts(model: nn.Module, inputs: ModelInputs | None, states: list[ModuleS
 
 def _next_step(model: nn.Module, settings: TraceSettings, tracer: ModelTracer, error: Exception) -> bool:
     """Change ``settings`` so that the next attempt gets past ``error``; return False where nothing is left to try."""
-    if isinstance(error, BuiltinNeededError) and error.globals is not None and error.name not in error.globals:
-        settings.builtins.append((error.globals, error.name))
-        return True
+    if isinstance(error, BuiltinNeededError) and is_user_code(error.code):
+        wanted = (error.globals, error.name)
+        if not any(known[0] is wanted[0] and known[1] == wanted[1] for known in settings.builtins):
+            settings.builtins.append(wanted)
+            return True
     for path in reversed(tracer.failure_stack):
         if path and path not in settings.opaque and path not in tracer.leaves:
             module = model.get_submodule(path)

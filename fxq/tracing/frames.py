@@ -40,10 +40,18 @@ def user_frame(stop: CodeType | None = None) -> FrameType | None:
     """Return the innermost frame of the user's code above the caller, below the frame that runs ``stop``."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not stop:
-        if is_user_code(frame.f_code):
+        if is_user_code(frame.f_code) and not _is_generated(frame.f_code):
             return frame
         frame = frame.f_back
     return None
+
+
+def is_running(code: CodeType) -> bool:
+    """Whether a frame above the caller, in this thread, runs ``code``."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 def line_of_frame(frame: FrameType) -> SourceLine:
@@ -58,7 +66,7 @@ def line_of_traceback(traceback: TracebackType | None, stop: CodeType) -> Source
     while traceback is not None:
         code = traceback.tb_frame.f_code
         inside = inside or code is stop
-        if inside and is_user_code(code):
+        if inside and is_user_code(code) and not _is_generated(code):
             found = _line(code, traceback.tb_lineno)
         traceback = traceback.tb_next
     return found
@@ -73,5 +81,12 @@ def line_of_forward(module: nn.Module) -> SourceLine:
     return _line(code, code.co_firstlineno)
 
 
+def _is_generated(code: CodeType) -> bool:
+    """Code that torch.fx wrote for a graph module."""
+    return "<eval_with_key>" in code.co_filename
+
+
 def _line(code: CodeType, number: int) -> SourceLine:
+    if _is_generated(code):
+        return SourceLine("<graph>", number, code.co_name, "")
     return SourceLine(code.co_filename, number, code.co_name, linecache.getline(code.co_filename, number).strip())

@@ -80,9 +80,17 @@ def _from_mapping(
         if _binds(signature, keywords):
             return keywords
     single = ModelInputs((original,))
-    if _binds(signature, single):
+    if _takes_a_mapping(signature, values) and _binds(signature, single):
         return single
     raise _unbound(model, signature, ModelInputs((), {str(key): value for key, value in values.items()}))
+
+
+def _takes_a_mapping(signature: inspect.Signature, values: dict[Any, Any]) -> bool:
+    """Whether the first parameter may be a dict: keys that name parameters, or a Tensor annotation, say no."""
+    if any(key in signature.parameters for key in values):
+        return False
+    first = next(iter(signature.parameters.values()), None)
+    return first is not None and first.annotation not in (Tensor, "Tensor", "torch.Tensor")
 
 
 def _binds(signature: inspect.Signature, inputs: ModelInputs) -> bool:

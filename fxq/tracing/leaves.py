@@ -55,4 +55,4 @@ def _runs_torch_forward(module: nn.Module) -> bool:
         return False
     if type(module).__module__.startswith(_TORCH_LAYERS):
         return True
-    return getattr(type(module).forward, "__module__", "").startswith("torch.nn.modules.")
+    return (getattr(type(module).forward, "__module__", None) or "").startswith("torch.nn.modules.")

@@ -21,8 +21,8 @@ class TracedModule(GraphModule):
             node.name: {key: node.meta[key] for key in _NODE_KEYS if key in node.meta} for node in self.graph.nodes
         }
         name = type(self).__name__
-        modes = {path: module.training for path, module in self.named_modules()}
-        return _rebuild, (super().__reduce__(), name, dict(self.meta), origins, modes)
+        states = {path: (m.training, set(m._non_persistent_buffers_set)) for path, m in self.named_modules()}
+        return _rebuild, (super().__reduce__(), name, dict(self.meta), origins, states)
 
 
 def build_module(model: nn.Module, graph: Graph) -> TracedModule:
@@ -52,7 +52,7 @@ def _rebuild(
     name: str,
     meta: dict[str, Any],
     origins: dict[str, dict[str, Any]],
-    modes: dict[str, bool],
+    states: dict[str, tuple[bool, set[str]]],
 ) -> TracedModule:
     plain: GraphModule = reduced[0](*reduced[1])
     gm = TracedModule(plain, plain.graph, name)
@@ -60,7 +60,7 @@ def _rebuild(
     for node in gm.graph.nodes:
         node.meta.update(origins.get(node.name, {}))
     for path, module in gm.named_modules():
-        module.training = modes.get(path, module.training)
+        module.training, module._non_persistent_buffers_set = states[path]
     return gm
 
 

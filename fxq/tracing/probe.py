@@ -21,9 +21,6 @@ from torch.utils._pytree import tree_map_only
 
 UNKNOWN = object()
 
-_RANK_METHODS = {"dim", "ndimension", "is_floating_point", "is_complex"}
-_RANK_ATTRIBUTES = {"ndim", "dtype", "device", "is_cuda", "is_sparse", "layout", "is_quantized"}
-
 
 class Probe:
     """Evaluates nodes of an unfinished graph.
@@ -31,9 +28,12 @@ class Probe:
     Args:
         root: the model that is traced; its tensors are read and not changed.
         examples: what each placeholder stands for, by name.
+
+    ``active`` is true while modules run on examples: what they do then is not to be recorded.
     """
 
     def __init__(self, root: nn.Module, examples: dict[str, Any]) -> None:
+        self.active = False
         self._evaluators = (_FakeEvaluator(root, examples), _RealEvaluator(root, examples))
 
     def value(self, node: Node) -> Any:
@@ -43,11 +43,18 @@ class Probe:
         """
         with _maybe_revert_all_patches(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for evaluator in self._evaluators:
-                try:
-                    return evaluator.value(node)
-                except Exception:  # whatever a user's module raises means the same here: not known
-                    continue
+            self.active = True
+            try:
+                return self._first_answer(node)
+            finally:
+                self.active = False
+
+    def _first_answer(self, node: Node) -> Any:
+        for evaluator in self._evaluators:
+            try:
+                return evaluator.value(node)
+            except Exception:  # whatever a user's module raises means the same here: not known
+                continue
         return UNKNOWN
 
 
@@ -122,39 +129,6 @@ class _RealEvaluator(_Evaluator):
 
     def module(self, path: str) -> nn.Module:
         return copy.deepcopy(self._root.get_submodule(path))
-
-
-def is_rank_fact(node: Node) -> bool:
-    """Whether ``node`` follows from numbers of dimensions, dtypes and devices alone: never from a size or from data."""
-    if node.op == "call_method" and node.target in _RANK_METHODS:
-        return True
-    if node.op != "call_function":
-        return False
-    if node.target is getattr:
-        return node.args[1] in _RANK_ATTRIBUTES or _parents_are_rank_facts(node)
-    if node.target is len:
-        return is_shape(node.args[0])
-    return _parents_are_rank_facts(node)
-
-
-def is_shape(value: object) -> bool:
-    """Whether ``value`` is the node of a whole shape, ``x.shape`` or ``x.size()``, or of a slice of one."""
-    if not isinstance(value, Node):
-        return False
-    if value.op == "call_method":
-        return value.target == "size" and len(value.args) == 1 and not value.kwargs
-    if value.op != "call_function" or not value.args:
-        return False
-    if value.target is getattr:
-        return value.args[1] == "shape"
-    return getattr(value.target, "__name__", "") == "getitem" and (
-        isinstance(value.args[1], slice) and is_shape(value.args[0])
-    )
-
-
-def _parents_are_rank_facts(node: Node) -> bool:
-    parents = node.all_input_nodes
-    return bool(parents) and all(is_rank_fact(parent) for parent in parents)
 
 
 def _ancestors(node: Node) -> set[Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.fx import Node, Proxy
 
-from fxq.tracing.frames import user_frame
 from fxq.tracing.signals import BuiltinNeededError, UntraceableError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ class ValueProxy(Proxy):
     """A value known only when the model runs.
 
     Beside what ``torch.fx.Proxy`` records it records ``x += y`` as the in-place operation that it is (another name
-    of the same tensor sees it), ``round`` and ``divmod``; and it says which conversion failed, for ``int(x)``,
-    ``len(x)`` and numpy.
+    of the same tensor sees it), ``x[i] = y``, ``round`` and ``divmod``; and it says which conversion failed, for
+    ``int(x)``, ``len(x)`` and numpy.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -33,13 +33,13 @@ class ValueProxy(Proxy):
         return AttributeProxy(self, name)
 
     def __len__(self) -> int:
-        raise BuiltinNeededError("len", user_frame())
+        raise BuiltinNeededError("len", sys._getframe(1))
 
     def __int__(self) -> int:
-        raise BuiltinNeededError("int", user_frame())
+        raise BuiltinNeededError("int", sys._getframe(1))
 
     def __float__(self) -> float:
-        raise BuiltinNeededError("float", user_frame())
+        raise BuiltinNeededError("float", sys._getframe(1))
 
     def __index__(self) -> int:
         raise UntraceableError(
@@ -48,6 +48,9 @@ class ValueProxy(Proxy):
 
     def __contains__(self, item: object) -> bool:
         raise UntraceableError("membership (`in`) is tested on a value that is only known when the model runs")
+
+    def __setitem__(self, key: object, value: object) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __round__(self, digits: int | None = None) -> Proxy:
         args = (self,) if digits is None else (self, digits)

@@ -21,7 +21,8 @@ class UntraceableError(TypeError):
 class BuiltinNeededError(UntraceableError):
     """A builtin that must return a Python number met a traced value: the trace succeeds once it is replaced."""
 
-    def __init__(self, name: str, frame: FrameType | None) -> None:
+    def __init__(self, name: str, frame: FrameType) -> None:
         super().__init__(f"{name}() is applied to a value that is only known when the model runs")
         self.name = name
-        self.globals = None if frame is None else frame.f_globals
+        self.globals = frame.f_globals
+        self.code = frame.f_code

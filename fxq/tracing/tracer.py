@@ -22,13 +22,14 @@ from fxq.tracing.arguments import Arguments, arguments_for, placeholder_target
 from fxq.tracing.autograd_functions import autograd_functions_refused
 from fxq.tracing.builtin_calls import RECORDED_BUILTINS, BuiltinPatches, original_type
 from fxq.tracing.constructors import CONSTRUCTORS, torch_functions_replaced
-from fxq.tracing.frames import is_user_code, line_of_forward, line_of_frame, user_frame
+from fxq.tracing.facts import is_rank_fact, is_shape, sample_of
+from fxq.tracing.frames import is_running, is_user_code, line_of_forward, line_of_frame, user_frame
 from fxq.tracing.guards import guard_at, tests_inside_call
 from fxq.tracing.inputs import ModelInputs
 from fxq.tracing.leaves import decide_leaf
 from fxq.tracing.operations import autocast_state, is_in_place, user_globals
-from fxq.tracing.probe import UNKNOWN, Probe, is_rank_fact, is_shape
-from fxq.tracing.proxies import StateProxy, ValueProxy, first_proxy
+from fxq.tracing.probe import UNKNOWN, Probe
+from fxq.tracing.proxies import StateProxy, ValueProxy
 from fxq.tracing.record import MODULE_KEY, SOURCE_KEY, OpaqueLeaf
 from fxq.tracing.signals import BuiltinNeededError, UntraceableError
 
@@ -247,7 +248,8 @@ class ModelTracer(torch.fx.Tracer):
         return self._mutated[id(tensor)]
 
     def _record_random(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if user_frame(FORWARD_CODE) is None and first_proxy(args, kwargs) is None:
+        probing = self._probe is not None and self._probe.active
+        if probing or not is_running(FORWARD_CODE):
             return function(*args, **kwargs)
         return self.create_proxy("call_function", function, args, kwargs)
 
@@ -297,6 +299,4 @@ class ModelTracer(torch.fx.Tracer):
             value = self._probe.value(proxy.node)
             if value is not UNKNOWN:
                 return isinstance(value, classes)
-        if is_shape(proxy.node):
-            return isinstance(torch.Size(), classes)
-        return isinstance(torch.empty(0), classes)
+        return isinstance(sample_of(proxy.node), classes)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxq.errors import TraceError
+from fxq.tracing import trace
+
+Same = Callable[..., None]
+X = torch.randn(2, 4)
+
+
+class Running(nn.Module):
+    """Adds what it was given the last time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x if self.last is None else x + self.last
+        self.last = x
+        return out
+
+
+class Shows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = torch.relu(x)
+        return x * 2
+
+
+class Caches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.arange(4.0)
+        return x + self.table
+
+
+class Holder(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + 1
+
+
+def test_a_module_that_keeps_state_is_opaque(same: Same) -> None:
+    model = Holder(Running())
+    gm = trace(model, X)
+    (leaf,) = gm.meta["fxq_trace"].leaves
+    assert leaf.path == "inner"
+    assert "keeps state in self.last" in leaf.reason
+    assert model.inner.last is None
+    same(model, gm, X)
+
+
+def test_a_root_that_keeps_state_cannot_be_traced() -> None:
+    with pytest.raises(TraceError, match=r"keeps state in self\.last"):
+        trace(Running(), X)
+
+
+@pytest.mark.parametrize(("inner", "name"), [(Shows(), "features"), (Caches(), "table")])
+def test_values_for_show_and_constant_caches_are_noted(same: Same, inner: nn.Module, name: str) -> None:
+    for model, path in ((inner, name), (Holder(inner), f"inner.{name}")):
+        gm = trace(model, X)
+        assert gm.meta["fxq_trace"].leaves == ()
+        assert gm.meta["fxq_trace"].notes == (f"the graph does not assign {path}, which forward sets",)
+        same(model, gm, X)
