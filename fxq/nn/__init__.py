@@ -15,6 +15,7 @@ from fxq.nn.fused import (
     fuse_layer,
 )
 from fxq.nn.kernels import BACKENDS, onednn_available, onednn_unavailable_reason
+from fxq.nn.qavgpool import QAdaptiveAvgPool, QAvgPool, QMean
 from fxq.nn.qbatchnorm import QBatchNorm
 from fxq.nn.qconv import QConv1d, QConv2d, QConv3d, QConvTranspose1d, QConvTranspose2d, QConvTranspose3d
 from fxq.nn.qdq import dequantize, quantize
@@ -32,7 +33,7 @@ from fxq.nn.qdq_layers import (
 from fxq.nn.qelementwise import QAdd, QCat, QMul
 from fxq.nn.qlinear import QLinear
 from fxq.nn.qlookup import FUNCTIONS, QLookup
-from fxq.nn.qpool import QAdaptiveAvgPool, QAvgPool, QMaxPool, QMean, QPad
+from fxq.nn.qpool import QMaxPool, QPad
 
 __all__ = [
     "ACTIVATIONS",

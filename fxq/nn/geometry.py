@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from fxq.errors import GraphError
 
+Ints = int | Sequence[int]
+
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d,
@@ -132,3 +134,13 @@ def _resolve_padding(
     if isinstance(padding, str):
         raise GraphError(f"unknown padding {padding!r}", fix="use 'same', 'valid' or one number a dimension")
     return tuple((p, p) for p in padding)
+
+
+def per_dimension(value: Ints, ndim: int) -> tuple[int, ...]:
+    """``value`` with one entry for each of ``ndim`` spatial dimensions."""
+    values = (value,) * ndim if isinstance(value, int) else tuple(value)
+    if len(values) == 1:
+        values *= ndim
+    if len(values) != ndim:
+        raise GraphError(f"{values} has {len(values)} entries for {ndim} spatial dimensions")
+    return values

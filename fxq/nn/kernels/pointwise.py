@@ -32,6 +32,22 @@ def depthwise(channels: int, dims: int = 2) -> ConvGeometry:
     return ConvGeometry(channels, channels, one, one, ((0, 0),) * dims, one, channels)
 
 
+def depthwise_sum(
+    channels: int,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    divisor: int,
+    quantisation: Quantisation,
+) -> Run:
+    """Windows' sums divided by ``divisor``: an average pool as a convolution with weight 1."""
+    pads = tuple((p, p) for p in padding)
+    geometry = ConvGeometry(channels, channels, kernel_size, stride, pads, (1, 1), channels)
+    ones = torch.ones(channels, 1, *kernel_size, dtype=torch.int8)
+    weights = Weights(ones, torch.full((channels,), 1.0 / divisor), None)
+    return onednn.conv(geometry, quantisation, weights, torch.Size((1, channels, 32, 32)))
+
+
 def pointwise(quantisation: Quantisation) -> Run:
     """u8 of any shape -> u8 of that shape, bit-identical to the reference kernel.
 
