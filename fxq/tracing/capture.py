@@ -94,7 +94,7 @@ def _attempts(model: nn.Module, inputs: ModelInputs | None, states: list[ModuleS
                 eager_checked = True
                 _run_eagerly(model, inputs)
             if not _next_step(model, settings, tracer, error):
-                raise trace_error(model, "", error, with_example=inputs is not None) from error
+                raise trace_error(model, error, with_example=inputs is not None) from error
             continue
         if not _drop_side_effects(model, settings, tracer, states):
             return graph, tracer
@@ -127,6 +127,8 @@ def _drop_side_effects(
     for change in changes_since(states):
         if change.path == "" and change.attribute.startswith("_tensor_constant"):
             continue
+        if any(change.path == leaf or change.path.startswith(f"{leaf}.") for leaf in tracer.leaves):
+            continue  # it ran on the example, to look something up; the graph calls it whole
         if change.attribute == "_buffers" or not is_state(model, change):
             tracer.notes.append(f"the graph does not assign {describe(change)}, which forward sets")
             continue

@@ -43,6 +43,15 @@ def _parents_are_rank_facts(node: Node) -> bool:
     return bool(parents) and all(is_rank_fact(parent) for parent in parents)
 
 
+def is_fixed_parts(node: Node) -> bool:
+    """Whether ``node`` splits a tensor into a number of parts that the code fixes: chunk(2), split([3, 5])."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    how = node.args[1] if len(node.args) > 1 else node.kwargs.get("chunks", node.kwargs.get("split_size_or_sections"))
+    if name == "chunk":
+        return isinstance(how, int)
+    return name in ("split", "split_with_sizes") and isinstance(how, (list, tuple))
+
+
 def is_size(value: object) -> bool:
     """Whether ``value`` is the node of a Python number that follows from sizes: ``x.shape[0] // 2``, ``len(x)``."""
     if not isinstance(value, Node) or is_shape(value):

@@ -42,15 +42,17 @@ def is_model_error(error: BaseException) -> bool:
     return "Proxy" not in str(error) and "not installed as a submodule" not in str(error)
 
 
-def trace_error(model: nn.Module, path: str, error: BaseException, *, with_example: bool) -> TraceError:
-    """Return the error for a line of the root's own ``forward`` that cannot be traced."""
+def trace_error(model: nn.Module, error: BaseException, *, with_example: bool) -> TraceError:
+    """Return the error for a line of the root's own ``forward`` that cannot be traced.
+
+    ``with_example``: the model has an example, on which it was seen to run if ``error`` could be its own.
+    """
     line = source_of(error, model)
-    name = f"{path!r}" if path else "the model itself"
-    own = is_model_error(error)
+    own = is_model_error(error) and not with_example
     fix = "check that the model runs on these inputs without fxq" if own else _MOVE
     return TraceError(
         f"{type(model).__name__} cannot be traced: {reason_for(error)}",
-        where=f"{line.path}:{line.line}, in {line.function}, module {name}: {line.text}",
+        where=f"{line.path}:{line.line}, in {line.function}, called by the root {type(model).__name__}: {line.text}",
         why=None if not own else "the exception comes from the model's own code; its traceback is above",
         fix=fix + ("" if with_example else _EXAMPLE),
     )
@@ -59,7 +61,7 @@ def trace_error(model: nn.Module, path: str, error: BaseException, *, with_examp
 def eager_error(model: nn.Module, error: BaseException) -> TraceError:
     """Return the error for a model that does not run on the example inputs either, without any tracing."""
     return TraceError(
-        f"{type(model).__name__} raises {type(error).__name__} on example_inputs: {str(error).splitlines()[:1]}",
+        f"{type(model).__name__} raises {type(error).__name__} on example_inputs: {str(error).partition(chr(10))[0]}",
         where=type(model).__name__,
         why="the model fails without fxq too; its traceback is above",
         fix="call model(*example_inputs) until it runs, then trace it",

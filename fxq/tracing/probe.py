@@ -78,7 +78,7 @@ class _Evaluator:
     def tensor(self, value: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def module(self, path: str) -> nn.Module:
+    def call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError
 
     def _run(self, node: Node) -> Any:
@@ -92,7 +92,7 @@ class _Evaluator:
                 value = getattr(value, atom)
             return tree_map_only(Tensor, self.tensor, value)
         if node.op == "call_module":
-            return self.module(str(node.target))(*args, **kwargs)
+            return self.call(self._root.get_submodule(str(node.target)), args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         target: Any = node.target
@@ -100,7 +100,7 @@ class _Evaluator:
 
 
 class _FakeEvaluator(_Evaluator):
-    """Shapes and dtypes only; the parameters of the modules take part as fake tensors and are not written."""
+    """Shapes and dtypes only. Modules run on fake parameters and buffers: the real ones would be written to."""
 
     _mode: Any = None
 
@@ -114,8 +114,10 @@ class _FakeEvaluator(_Evaluator):
         fake: Tensor = self._mode.from_tensor(value)
         return fake
 
-    def module(self, path: str) -> nn.Module:
-        return self._root.get_submodule(path)
+    def call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        fakes = {name: self.tensor(value) for name, value in state.items()}
+        return torch.func.functional_call(module, fakes, args, kwargs)
 
 
 class _RealEvaluator(_Evaluator):
@@ -127,8 +129,8 @@ class _RealEvaluator(_Evaluator):
     def tensor(self, value: Tensor) -> Tensor:
         return value.detach().clone()
 
-    def module(self, path: str) -> nn.Module:
-        return copy.deepcopy(self._root.get_submodule(path))
+    def call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return copy.deepcopy(module)(*args, **kwargs)
 
 
 def _ancestors(node: Node) -> set[Node]:

@@ -22,7 +22,7 @@ from fxq.tracing.arguments import Arguments, arguments_for, placeholder_target
 from fxq.tracing.autograd_functions import autograd_functions_refused
 from fxq.tracing.builtin_calls import RECORDED_BUILTINS, BuiltinPatches, original_type
 from fxq.tracing.constructors import CONSTRUCTORS, torch_functions_replaced
-from fxq.tracing.facts import is_rank_fact, is_shape, sample_of
+from fxq.tracing.facts import is_fixed_parts, is_rank_fact, is_shape, sample_of
 from fxq.tracing.frames import is_running, is_user_code, line_of_forward, line_of_frame, user_frame
 from fxq.tracing.guards import guard_at, tests_inside_call
 from fxq.tracing.inputs import ModelInputs
@@ -32,6 +32,7 @@ from fxq.tracing.probe import UNKNOWN, Probe
 from fxq.tracing.proxies import StateProxy, ValueProxy
 from fxq.tracing.record import MODULE_KEY, SOURCE_KEY, OpaqueLeaf
 from fxq.tracing.signals import BuiltinNeededError, UntraceableError
+from fxq.tracing.tensor_methods import tensor_methods_recorded
 
 _TO_PYTHON = {"numpy": "numpy", "tolist": "a list", "__array__": "numpy"}
 
@@ -86,6 +87,7 @@ class ModelTracer(torch.fx.Tracer):
             stack.callback(self._builtins.revert)
             stack.enter_context(autograd_functions_refused())
             stack.enter_context(torch_functions_replaced(self._record_random))
+            stack.enter_context(tensor_methods_recorded())
             for namespace, name in self.settings.builtins:
                 self._builtins.apply(namespace, name)
             graph = super().trace(root)
@@ -282,10 +284,9 @@ class ModelTracer(torch.fx.Tracer):
         raise UntraceableError("control flow depends on a value that is only known when the model runs")
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
-        """Iterate over a shape, chunks of constant number, or a module's outputs, whose lengths do not vary."""
+        """Iterate over a shape, parts of constant number, or a module's outputs, whose lengths do not vary."""
         node = obj.node
-        chunks = node.target in (torch.chunk, "chunk") and all(not isinstance(a, Node) for a in node.args[1:])
-        if self._probe is not None and (is_shape(node) or chunks or node.op == "call_module"):
+        if self._probe is not None and (is_shape(node) or is_fixed_parts(node) or node.op == "call_module"):
             value = self._probe.value(node)
             if isinstance(value, (tuple, list)):
                 return iter([obj[index] for index in range(len(value))])  # type: ignore[index]

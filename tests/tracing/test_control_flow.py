@@ -135,6 +135,7 @@ class Chunks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=1)
         out, (h, _) = self.lstm(x)
+        x = torch.cat([part * 2 for part in torch.split(x, [1, 3], dim=1)], 1)
         return torch.cat([c * 2 for c in x.chunk(2, -1)], -1) + torch.cat([first, second], 1) + h.sum() + out.sum()
 
 

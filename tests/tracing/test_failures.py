@@ -41,7 +41,7 @@ def test_the_message_names_line_module_expression_reason_and_remedy(model: nn.Mo
         f"{type(model).__name__} cannot be traced: "
         "control flow depends on a value that is only known when the model runs"
     )
-    assert error.where == f"{__file__}:{line}, in {function}, module 'the model itself': {text}".replace("'", "")
+    assert error.where == f"{__file__}:{line}, in {function}, called by the root {type(model).__name__}: {text}"
     assert error.fix is not None
     assert "submodule" in error.fix
     assert "torch.fx.wrap" in error.fix

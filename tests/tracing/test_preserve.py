@@ -81,3 +81,21 @@ def test_inputs_and_random_state_are_as_they_were() -> None:
     trace(InPlace(), x)
     assert torch.equal(x, X)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_looking_up_types_on_the_example_changes_nothing() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.drop(self.norm(x))
+            return y.view(*y.shape) if isinstance(y, Tensor) and y.dim() == 2 else y
+
+    model = Looks()
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    trace(model, X)
+    assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)

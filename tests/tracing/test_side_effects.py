@@ -62,6 +62,20 @@ def test_a_module_that_keeps_state_is_opaque(same: Same) -> None:
     same(model, gm, X)
 
 
+class Looks(Holder):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return y + y.view(*y.shape) if isinstance(y, Tensor) else y[0]
+
+
+def test_looking_up_what_an_opaque_module_returns_is_no_side_effect(same: Same) -> None:
+    model = Looks(Running())
+    gm = trace(model, X)
+    assert [leaf.path for leaf in gm.meta["fxq_trace"].leaves] == ["inner"]
+    assert model.inner.last is None
+    same(model, gm, X)
+
+
 def test_a_root_that_keeps_state_cannot_be_traced() -> None:
     with pytest.raises(TraceError, match=r"keeps state in self\.last"):
         trace(Running(), X)
