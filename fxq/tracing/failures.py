@@ -7,6 +7,7 @@ from torch import nn
 
 from fxq.errors import TraceError
 from fxq.tracing.frames import SourceLine, line_of_forward, line_of_traceback
+from fxq.tracing.leaves import decide_leaf
 from fxq.tracing.signals import UntraceableError
 from fxq.tracing.tracer import FORWARD_CODE
 
@@ -50,6 +51,8 @@ def trace_error(model: nn.Module, error: BaseException, *, with_example: bool) -
     line = source_of(error, model)
     own = is_model_error(error) and not with_example
     fix = "check that the model runs on these inputs without fxq" if own else _MOVE
+    if decide_leaf(model).leaf:
+        fix = "a layer of torch.nn is traced as a part of a model: give torch.nn.Sequential(layer)"
     return TraceError(
         f"{type(model).__name__} cannot be traced: {reason_for(error)}",
         where=f"{line.path}:{line.line}, in {line.function}, called by the root {type(model).__name__}: {line.text}",
@@ -60,9 +63,10 @@ def trace_error(model: nn.Module, error: BaseException, *, with_example: bool) -
 
 def eager_error(model: nn.Module, error: BaseException) -> TraceError:
     """Return the error for a model that does not run on the example inputs either, without any tracing."""
+    line = line_of_traceback(error.__traceback__)
     return TraceError(
         f"{type(model).__name__} raises {type(error).__name__} on example_inputs: {str(error).partition(chr(10))[0]}",
-        where=type(model).__name__,
+        where=None if line is None else f"{line.path}:{line.line}, in {line.function}: {line.text}",
         why="the model fails without fxq too; its traceback is above",
         fix="call model(*example_inputs) until it runs, then trace it",
     )

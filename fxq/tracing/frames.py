@@ -59,10 +59,10 @@ def line_of_frame(frame: FrameType) -> SourceLine:
     return _line(frame.f_code, frame.f_lineno)
 
 
-def line_of_traceback(traceback: TracebackType | None, stop: CodeType) -> SourceLine | None:
-    """Return the innermost line of the user's code in ``traceback``, inside the frame that runs ``stop``."""
+def line_of_traceback(traceback: TracebackType | None, stop: CodeType | None = None) -> SourceLine | None:
+    """Return the innermost line of the user's code in ``traceback``; inside the frame that runs ``stop``, if given."""
     found: SourceLine | None = None
-    inside = False
+    inside = stop is None
     while traceback is not None:
         code = traceback.tb_frame.f_code
         inside = inside or code is stop

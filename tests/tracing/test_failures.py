@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,15 @@ def test_a_bug_of_the_model_is_reported_as_such(model: nn.Module) -> None:
     with pytest.raises(TraceError, match=r"raises AttributeError on example_inputs.*missing") as caught:
         trace(model, X)
     assert isinstance(caught.value.__cause__, AttributeError)
+    assert "in forward: return x + self.missing" in str(caught.value)
+
+
+def test_a_single_layer_that_cannot_be_traced_through_is_to_be_wrapped(same: Callable[..., None]) -> None:
+    layer = nn.LSTM(4, 3)
+    with pytest.raises(TraceError, match=r"give torch\.nn\.Sequential\(layer\)"):
+        trace(layer, X)
+    model = nn.Sequential(layer)
+    same(model, trace(model, X), torch.randn(5, 4))
 
 
 def test_a_bug_of_the_root_is_reported_without_an_example_too() -> None:
