@@ -19,6 +19,8 @@ import fxq
 from examples.models import PlainCnn
 from examples.size import disk_bytes
 from fxq.analysis.timing import format_time
+from fxq.manager import PassManager
+from fxq.pipelines import int8_pipeline
 
 _IMAGE = (3, 224, 224)
 
@@ -38,14 +40,14 @@ def versions(model: nn.Module, example: Tensor, calibration: list[Tensor]) -> di
     return {
         "float": model,
         "fused": fxq.compile(model, example, recipe="float"),
-        "int8": fxq.compile(model, example, calibration=calibration, recipe="int8", passes=without_fusing("int8")),
+        "int8": fxq.compile(model, example, calibration=calibration, recipe="int8", passes=int8_without_fusing()),
         "fused int8": fxq.compile(model, example, calibration=calibration, recipe="int8"),
     }
 
 
-def without_fusing(recipe: str) -> fxq.PassManager:
-    """Return the passes of ``recipe`` less those that fuse layers."""
-    passes = fxq.pipeline(recipe)
+def int8_without_fusing() -> PassManager:
+    """Return the int8 passes less those that fuse layers."""
+    passes = int8_pipeline()
     for name in passes.names():
         if name.startswith("fuse"):
             passes = passes.without(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -69,7 +71,7 @@ def benchmark(
     budget_s: float = 10.0,
     warmup: int = 3,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: bool | None = None,
 ) -> BenchmarkResult:
     """Measure the latency of ``models``, interleaved, on ``example_inputs``.
 
@@ -81,7 +83,7 @@ def benchmark(
         budget_s: about how long to measure, all models together, in seconds. At least five rounds run in any case.
         warmup: untimed calls of each model before the first round.
         threads: torch's intra-op threads while measuring; by default as they are. Restored afterwards.
-        progress: called with a line of text after each round.
+        progress: show a progress bar; None shows it on a terminal only.
 
     Raises:
         InputError: no models, a module in training mode, inputs that do not fit a model, or a number out of range.
@@ -89,8 +91,8 @@ def benchmark(
     _check(models, budget_s, warmup, threads)
     inputs = {name: _inputs(model, example_inputs) for name, model in models.items()}
     calls = {name: _bind(model, inputs[name]) for name, model in models.items()}
-    with _threads(threads), torch.inference_mode():
-        samples = interleave(calls, budget_s=budget_s, warmup=warmup, progress=progress)
+    with _threads(threads), _bar(progress, budget_s) as show, torch.inference_mode():
+        samples = interleave(calls, budget_s=budget_s, warmup=warmup, progress=show)
         used = torch.get_num_threads()
     return BenchmarkResult(summarise(samples), used, _shapes(next(iter(inputs.values()))), torch.__version__)
 
@@ -126,6 +128,27 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _bar(progress: bool | None, budget_s: float) -> Iterator[Callable[[float], None] | None]:
+    """Yield what moves a progress bar to the seconds spent, or None where none is shown.
+
+    The bar is drawn between rounds only: a thread that refreshes it would take part in the timings.
+    """
+    shown = sys.stderr.isatty() if progress is None else progress
+    if not shown:
+        yield None
+        return
+    columns = (TextColumn("benchmark"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("benchmark", total=budget_s)
+
+        def show(spent: float) -> None:
+            bar.update(task, completed=spent)
+            bar.refresh()
+
+        yield show
 
 
 def _check(models: Mapping[str, Any], budget_s: float, warmup: int, threads: int | None) -> None:

@@ -41,13 +41,14 @@ def interleave(
     *,
     budget_s: float,
     warmup: int = 3,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[float], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time ``calls`` in rotating order until ``budget_s`` is spent; return the samples of each, in seconds a call.
 
     A turn is one untimed call, which takes back the caches and cores from whoever ran before, then a few timed
     samples. A sample of a very short call is the average of several calls, so that the clock's resolution is no issue.
+    ``progress`` is called with the seconds spent after each round.
     """
     repeats = {name: _warm_up(call, warmup, clock) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -57,7 +58,7 @@ def interleave(
             samples[name] += _turn(calls[name], repeats[name], clock)
         spent = clock() - start
         if progress is not None:
-            progress(f"round {done}, {spent:.1f} of {budget_s:.1f} s")
+            progress(spent)
         if done >= _MIN_ROUNDS and spent + spent / done > budget_s:
             break
     return samples

@@ -77,6 +77,16 @@ def test_threads_are_set_while_measuring_and_restored_also_after_an_error() -> N
     assert torch.get_num_threads() == 2
 
 
+def test_a_progress_bar_is_shown_when_asked_for(
+    linear: nn.Module, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take the captured stream for a terminal
+    benchmark({"float": linear}, X, budget_s=0.01, progress=False)
+    assert capsys.readouterr().err == ""
+    benchmark({"float": linear}, X, budget_s=0.01, progress=True)
+    assert "benchmark" in capsys.readouterr().err
+
+
 def test_no_gradients_are_recorded(linear: nn.Module) -> None:
     seen: set[bool] = set()
     benchmark({"float": lambda x: seen.add(linear(x).requires_grad)}, X, budget_s=0.01)
