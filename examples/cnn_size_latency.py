@@ -19,8 +19,6 @@ import fxq
 from examples.models import PlainCnn
 from examples.size import disk_bytes
 from fxq.analysis.timing import format_time
-from fxq.manager import PassManager
-from fxq.pipelines import int8_pipeline
 
 _IMAGE = (3, 224, 224)
 
@@ -45,9 +43,9 @@ def versions(model: nn.Module, example: Tensor, calibration: list[Tensor]) -> di
     }
 
 
-def int8_without_fusing() -> PassManager:
+def int8_without_fusing() -> fxq.PassManager:
     """Return the int8 passes less those that fuse layers."""
-    passes = int8_pipeline()
+    passes = fxq.pipeline(fxq.Recipe("int8"), "auto")
     for name in passes.names():
         if name.startswith("fuse"):
             passes = passes.without(name)
