@@ -20,6 +20,7 @@ class Distance:
         cosine: cosine of the angle between the two, as flat vectors.
         max_abs: largest absolute difference.
         scale: largest absolute value of the reference.
+        eps: the coarsest machine epsilon among the reference's floating dtypes; 0 where it has none.
     """
 
     equal: bool
@@ -27,6 +28,7 @@ class Distance:
     cosine: float
     max_abs: float
     scale: float
+    eps: float = 0.0
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -70,7 +72,8 @@ def distance(reference: Any, actual: Any) -> Distance:
         worst = max(worst, float(d.abs().max()))
         scale = max(scale, float(x.abs().max()))
     cosine = 1.0 if equal else dot / math.sqrt(signal * other) if signal * other > 0 else 0.0
-    return Distance(equal, _decibel(signal, noise), cosine, worst, scale)
+    eps = max((torch.finfo(r.dtype).eps for r, _ in pairs if r.is_floating_point()), default=0.0)
+    return Distance(equal, _decibel(signal, noise), cosine, worst, scale, eps)
 
 
 def _same(r: torch.Tensor, a: torch.Tensor) -> bool:

@@ -48,6 +48,10 @@ class OpSpec:
     def normalise(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return every attribute with its value written out in its one spelling."""
         out = {name: values.get(name, default) for name, default in self.attrs}
+        if self.kind == "getitem":
+            return out  # x[[0, 1]] picks two rows, x[0, 1] one element: a list must stay a list
+        if self.kind == "pad" and out["value"] is None:
+            out["value"] = 0
         if self.ndim is None:
             return {k: tuple(v) if isinstance(v, list | torch.Size) else v for k, v in out.items()}
         if "stride" in out and out["stride"] in (None, (), []):
@@ -192,10 +196,10 @@ def _define_arithmetic() -> None:
     ):
         _define(kind, f, "input other", extra, defaults={"alpha": 1, "rounding_mode": None}, functions=(py,),
                 methods=(kind,), inplace_functions=(ipy,), inplace_methods=(f"{kind}_",), commutative=commutative)  # fmt: skip
-    _define("matmul", torch.matmul, "input other", functions=(operator.matmul, torch.bmm), methods=("matmul", "bmm"))
+    _define("matmul", torch.matmul, "input other", functions=(operator.matmul, operator.imatmul, torch.bmm), methods=("matmul", "bmm"))
     _define("neg", torch.neg, functions=(operator.neg,), methods=("neg",), inplace_methods=("neg_",))
-    for kind in ("abs", "sqrt", "exp"):
-        _define(kind, getattr(torch, kind), methods=(kind,), inplace_methods=(f"{kind}_",))
+    for kind, spellings in (("abs", (operator.abs,)), ("sqrt", ()), ("exp", ())):
+        _define(kind, getattr(torch, kind), functions=spellings, methods=(kind,), inplace_methods=(f"{kind}_",))
     _define("attention", F.scaled_dot_product_attention, "query key value attn_mask",
             "dropout_p is_causal scale enable_gqa",
             defaults={"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False})  # fmt: skip
@@ -225,8 +229,11 @@ def _define_moves() -> None:
     _define("flatten", torch.flatten, attrs="start_dim end_dim", defaults={"start_dim": 0, "end_dim": -1},
             methods=("flatten",), modules={nn.Flatten: "start_dim end_dim"})  # fmt: skip
     _define("reshape", torch.reshape, attrs="shape", methods=("view", "reshape"), variadic="shape")
+    _define("unflatten", torch.unflatten, attrs="dim sizes", methods=("unflatten",),
+            modules={nn.Unflatten: "dim sizes:unflattened_size"})  # fmt: skip
     _define("permute", torch.permute, attrs="dims", methods=("permute",), variadic="dims")
-    _define("transpose", torch.transpose, attrs="dim0 dim1", functions=(torch.swapaxes,), methods=("transpose",))
+    _define("transpose", torch.transpose, attrs="dim0 dim1", functions=(torch.swapaxes, torch.swapdims),
+            methods=("transpose", "swapaxes", "swapdims"))  # fmt: skip
     _define("squeeze", torch.squeeze, attrs="dim", defaults={"dim": None}, methods=("squeeze",))
     _define("unsqueeze", torch.unsqueeze, attrs="dim", methods=("unsqueeze",))
     _define("contiguous", torch.Tensor.contiguous, attrs="memory_format",
@@ -250,7 +257,8 @@ def _define_moves() -> None:
             defaults={"size": None, "scale_factor": None, "mode": "nearest", "align_corners": None,
                       "recompute_scale_factor": None, "antialias": False},
             modules={nn.Upsample: "size scale_factor mode align_corners recompute_scale_factor",
-                     nn.UpsamplingNearest2d: "size scale_factor mode"})  # fmt: skip
+                     nn.UpsamplingNearest2d: "size scale_factor mode",
+                     nn.UpsamplingBilinear2d: "size scale_factor mode align_corners"})  # fmt: skip
     for n in (1, 2, 3):
         for name, mode in (("ConstantPad", "constant"), ("ReflectionPad", "reflect"), ("ReplicationPad", "replicate")):
             value = " value" if mode == "constant" else ""
@@ -285,6 +293,9 @@ _define_identities()
 
 #: Attributes that one spelling names differently from the canonical function.
 RENAMED: Final = {"train": "training"}
+#: Keywords that PyTorch takes in the place of a parameter's own name.
+KEYWORDS: Final = {"self": "input", "x": "input", "tensor": "input", "axis": "dim", "keepdims": "keepdim",
+                   "axis0": "dim0", "axis1": "dim1", "split_size": "split_size_or_sections"}  # fmt: skip
 #: Attributes that only choose how an operation writes its result; the canonical form drops them.
 DROPPED: Final = frozenset({"inplace", "_stacklevel"})
 #: Activations that a convolution or linear layer can apply to its own result.
@@ -293,7 +304,7 @@ FUSABLE_ACTIVATIONS: Final = (
 )  # fmt: skip
 #: Operations that only move, repeat or drop values: input and output share one scale and zero point.
 MOVES: Final = frozenset({
-    "flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "cat", "stack", "split",
+    "flatten", "unflatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "cat", "stack", "split",
     "chunk", "unbind", "getitem", "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "interpolate",
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
 })  # fmt: skip

@@ -141,11 +141,9 @@ class Call(Pattern):
             yield call.inputs
 
     def _walk_inputs(self, values: tuple[Any, ...], rw: Rewriter, state: _State) -> Iterator[_State]:
-        states: Iterator[_State] = iter([state])
+        states = [state]
         for pattern, value in zip(self.inputs, values, strict=True):
-            states = itertools.chain.from_iterable(
-                (pattern._walk(value, rw, s) for s in list(states)),
-            )
+            states = [after for before in states for after in pattern._walk(value, rw, before)]
         yield from states
 
 

@@ -8,7 +8,10 @@ from torch import fx
 
 from fxq.ir.stage import graph_state, set_graph_state
 
-_KEY = "fxq"
+#: Keys of ``node.meta``: provenance, and the source line and module path that the tracer noted.
+INFO_KEY = "fxq"
+SOURCE_KEY = "fxq_source"
+MODULE_KEY = "fxq_module"
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,22 @@ class NodeInfo:
 
 def node_info(node: fx.Node) -> NodeInfo:
     """Return the provenance of ``node``, which :func:`ensure_ids` or the rewriter has given it."""
-    info: NodeInfo = node.meta[_KEY]
+    info: NodeInfo = node.meta[INFO_KEY]
     return info
 
 
 def set_node_info(node: fx.Node, info: NodeInfo) -> None:
     """Give ``node`` its provenance."""
-    node.meta[_KEY] = info
+    node.meta[INFO_KEY] = info
 
 
 def ensure_ids(gm: fx.GraphModule) -> None:
     """Give every node that lacks one an id, and its module path and source line as the tracer noted them."""
     next_id = graph_state(gm).next_id
     for node in gm.graph.nodes:
-        if _KEY in node.meta:
+        if INFO_KEY in node.meta:
             continue
-        set_node_info(node, NodeInfo(next_id, _traced_path(node), node.meta.get("fxq_source")))
+        set_node_info(node, NodeInfo(next_id, _traced_path(node), node.meta.get(SOURCE_KEY)))
         next_id += 1
     set_graph_state(gm, next_id=next_id)
 
@@ -66,8 +69,8 @@ def add_origin(node: fx.Node, origin: Origin) -> None:
 
 
 def _traced_path(node: fx.Node) -> str:
-    if "fxq_module" in node.meta:
-        return str(node.meta["fxq_module"])
+    if MODULE_KEY in node.meta:
+        return str(node.meta[MODULE_KEY])
     if node.op == "call_module":
         return str(node.target)
     stack = node.meta.get("nn_module_stack") or {}

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from fxq.errors import GraphError
 from fxq.ir.identify import Identifier, OpCall
+from fxq.ir.module import TracedModule, build_module
 from fxq.ir.provenance import NodeInfo, Origin, add_origin, ensure_ids, node_info, set_node_info
 from fxq.ir.stage import graph_state, set_graph_state
 
@@ -36,19 +37,12 @@ class Refused:
     reason: str
 
 
-def copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
+def copy_graph_module(gm: fx.GraphModule) -> TracedModule:
     """Return a graph module with a graph of its own that shares the modules, parameters and buffers of ``gm``."""
-    out = fx.GraphModule(gm, copy.deepcopy(gm.graph), type(gm).__name__)
+    out = build_module(gm, copy.deepcopy(gm.graph))
+    out.training = gm.training
     out.meta = dict(gm.meta)
-    _set_container_mode(out, gm.training)
     return out
-
-
-def _set_container_mode(gm: fx.GraphModule, training: bool) -> None:
-    gm.training = training
-    for module in gm.modules():
-        if type(module) is nn.Module:  # a container that torch.fx made on the way to a leaf
-            module.training = training
 
 
 class Rewriter:
@@ -146,6 +140,14 @@ class Rewriter:
         self.add_module(path, module)
         return self._insert("call_module", path, args, None, after, before, like, name)
 
+    def call_shared_module(
+        self, path: str, module: nn.Module, args: tuple[Any, ...], *, after: fx.Node, name: str | None = None
+    ) -> fx.Node:
+        """Insert a call of the module at ``path``, which is ``module``: put there now or by an earlier call."""
+        if not self._has(path):
+            self._assign(path, module)
+        return self._insert("call_module", path, args, None, after, None, None, name)
+
     def get_attr(self, path: str, *, before: fx.Node) -> fx.Node:
         """Insert a read of an attribute that the module tree has."""
         return self._insert("get_attr", path, (), None, None, before, None, None)
@@ -180,6 +182,19 @@ class Rewriter:
         self._own(node)
         self._assign(str(node.target), module)
         self._note(node)
+
+    def give_own_module(self, node: fx.Node, module: nn.Module) -> None:
+        """Let ``node`` call ``module``: under its path where it is the only caller, else under a path of its own."""
+        if self._callers(str(node.target)) == [node.name]:
+            self.set_module(node, module)
+            return
+        path = self.free_path(str(node.target))
+        self._assign(path, module)
+        self.update(node, target=path)
+
+    def exchange_module(self, path: str, module: nn.Module) -> None:
+        """Put ``module`` in the place of the one at ``path``, for all its callers."""
+        self._assign(path, module)
 
     def add_module(self, path: str, module: nn.Module) -> None:
         """Put ``module`` at a free ``path``."""
@@ -224,7 +239,6 @@ class Rewriter:
             raise GraphError("the rewritten graph is not well formed", where=self._pass_name, why=str(error)) from error
         self.gm.delete_all_unused_submodules()
         self.gm.recompile()
-        _set_container_mode(self.gm, self.gm.training)
         return self.gm
 
     # -- inside ------------------------------------------------------------------------------------------------
@@ -258,12 +272,15 @@ class Rewriter:
             add_origin(node, self._origin)
 
     def _own(self, node: fx.Node) -> None:
-        callers = [n.name for n in self.graph.nodes if n.op == "call_module" and n.target == node.target]
+        callers = self._callers(str(node.target))
         if callers != [node.name]:
             raise GraphError(
                 f"the module `{node.target}` has {len(callers)} callers and cannot be exchanged for one of them",
                 where=self._pass_name, fix="refuse the match, or give the node a module of its own",
             )  # fmt: skip
+
+    def _callers(self, path: str) -> list[str]:
+        return [n.name for n in self.graph.nodes if n.op == "call_module" and n.target == path]
 
     def _has(self, path: str) -> bool:
         module: Any = self.gm

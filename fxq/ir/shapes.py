@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from fxq.errors import GraphError
-from fxq.ir.provenance import node_info
+from fxq.ir.provenance import INFO_KEY, node_info
 
-_KEY = "fxq_tensor"
+TENSOR_KEY = "fxq_tensor"
 _SHORT = {
     torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.uint8: "u8",
     torch.int8: "s8", torch.int32: "s32", torch.int64: "s64", torch.bool: "bool",
@@ -32,13 +32,23 @@ class TensorSpec:
 
 def tensor_spec(node: fx.Node) -> TensorSpec | None:
     """Return what the last recorded run saw at ``node``; None where it was no tensor or nothing was recorded."""
-    spec = node.meta.get(_KEY)
+    spec = node.meta.get(TENSOR_KEY)
     return spec if isinstance(spec, TensorSpec) else None
+
+
+def is_recorded(gm: fx.GraphModule) -> bool:
+    """Whether a run has been recorded on every node of ``gm``."""
+    return all(_KEY in node.meta for node in gm.graph.nodes)
+
+
+def recorded_value(node: fx.Node) -> Any:
+    """Return what the last recorded run saw: a :class:`TensorSpec`, a type's name, a tuple of them, or None."""
+    return node.meta.get(_KEY)
 
 
 def describe_value(node: fx.Node) -> str:
     """Return the recorded value's shape and dtype as text, ``""`` where nothing was recorded."""
-    spec = node.meta.get(_KEY)
+    spec = node.meta.get(TENSOR_KEY)
     return "" if spec is None else str(spec) if isinstance(spec, TensorSpec) else _text(spec)
 
 
@@ -71,12 +81,12 @@ class Recorder(fx.Interpreter):
         try:
             value = super().run_node(n)
         except Exception as error:
-            path = node_info(n).module_path if "fxq" in n.meta else str(n.target)
+            path = node_info(n).module_path if INFO_KEY in n.meta else str(n.target)
             raise GraphError(
                 f"the graph fails at node `{n.name}`", where=path or "the root module",
                 why=f"{type(error).__name__}: {error}",
             ) from error  # fmt: skip
-        n.meta[_KEY] = _describe(value)
+        n.meta[TENSOR_KEY] = _describe(value)
         if self._watch is not None:
             self._watch(n, value)
         return value

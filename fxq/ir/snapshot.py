@@ -148,11 +148,11 @@ def _attribute(gm: fx.GraphModule, path: str) -> Any:
 def _tensor_digest(tensor: torch.Tensor) -> int:
     """Checksum of the values, remembered for as long as the tensor lives unchanged: weights are hashed once."""
     version = (tensor._version if not tensor.is_inference() else -1, tensor.data_ptr())
-    found = _digests.get(tensor)
+    found: tuple[tuple[int, int], int] | None = _digests.get(tensor)  # type: ignore[no-untyped-call]
     if found is not None and found[0] == version and version[0] >= 0:
         return found[1]
     data = tensor.detach().cpu().contiguous().reshape(-1)
-    raw = memoryview(data.view(torch.uint8).numpy()) if data.numel() else b""
+    raw = data.view(torch.uint8).numpy().tobytes() if data.numel() else b""
     value = zlib.crc32(raw, zlib.crc32(f"{tuple(tensor.shape)}{tensor.dtype}".encode()))
     _digests[tensor] = (version, value)
     return value

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import fx
 
 from fxq import nn as fnn
 from fxq.ir.identify import OpCall, identify
 from fxq.ir.ops import SPECS
 from fxq.ir.stage import Stage, stage_of
+from fxq.nn.qlayer import QLayer
+from fxq.nn.qoperation import QOperation
 from fxq.quant.observers import Observer
 
+_QDQ = frozenset(fnn.QDQ_LAYERS.values())
+_INT8 = (QLayer, QOperation, fnn.QMaxPool, fnn.QPad)
 _QUANTISE = (fnn.quantize, fnn.dequantize)
-_FROM: dict[str, Stage] = {"fused layer": Stage.FLOAT, "observer": Stage.OBSERVED, "QDQ layer": Stage.QDQ,
+_FROM: dict[str, Stage] = {"observer": Stage.OBSERVED, "QDQ layer": Stage.QDQ,
                            "quantise or dequantise": Stage.QDQ, "int8 layer": Stage.INT8}  # fmt: skip
 _UNTIL: dict[str, Stage] = {"observer": Stage.OBSERVED, "QDQ layer": Stage.QDQ}
 
@@ -23,10 +27,9 @@ def family(call: OpCall) -> str:
         return "quantise or dequantise" if call.node.target in _QUANTISE else "torch"
     if isinstance(module, Observer):
         return "observer"
-    for name, classes in (("QDQ layer", fnn.QDQ_LAYERS), ("int8 layer", fnn.INT8_LAYERS)):
-        if isinstance(module, classes):
-            return name
-    return "torch"
+    if type(module) in _QDQ:
+        return "QDQ layer"
+    return "int8 layer" if isinstance(module, _INT8) else "torch"
 
 
 def stage_violation(gm: fx.GraphModule) -> tuple[fx.Node, str] | None:
@@ -52,8 +55,3 @@ def is_canonical(call: OpCall) -> bool:
         return True
     node = call.node
     return node.op == "call_function" and node.target == SPECS[call.kind].function
-
-
-def is_layer(module: nn.Module | None) -> bool:
-    """Whether a module holds weights that people count as a layer."""
-    return module is not None and any(True for _ in (*module.parameters(), *module.buffers()))

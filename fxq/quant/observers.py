@@ -16,6 +16,7 @@ class Observer(nn.Module):
 
     Attributes:
         label: what the observer watches, for error messages.
+        active: whether it observes; off except while calibrating, so that running a graph leaves ranges alone.
         minimum, maximum: the range so far; empty before the first value.
     """
 
@@ -25,12 +26,13 @@ class Observer(nn.Module):
     def __init__(self, label: str = "") -> None:
         super().__init__()
         self.label = label
+        self.active = False
         self.register_buffer("minimum", torch.empty(0))
         self.register_buffer("maximum", torch.empty(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Observe ``x`` (any shape, floating point) and return it."""
-        if x.numel():
+        """Return ``x`` (any shape, floating point), having observed it while active."""
+        if self.active and x.numel():
             lo, hi = self._range(x.detach())
             if not bool(torch.isfinite(lo).all() and torch.isfinite(hi).all()):
                 raise CalibrationError("a value is NaN or infinite", where=self.label,

@@ -2,7 +2,7 @@
 
 from fxq.tracing.capture import trace
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
-from fxq.tracing.module import TracedModule
+from fxq.ir.module import TracedModule
 from fxq.tracing.record import OpaqueLeaf, SpecialisedArgument, TraceRecord
 
 __all__ = [

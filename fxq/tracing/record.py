@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RECORD_KEY = "fxq_trace"
-SOURCE_KEY = "fxq_source"
-MODULE_KEY = "fxq_module"
 
 
 @dataclass(frozen=True)

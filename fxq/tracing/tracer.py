@@ -18,6 +18,7 @@ from torch.fx import Graph, Node, Proxy
 from torch.fx._symbolic_trace import _patch_function
 from torch.fx.graph_module import _CodeOnlyModule
 
+from fxq.ir.provenance import MODULE_KEY, SOURCE_KEY
 from fxq.tracing.arguments import Arguments, arguments_for, placeholder_target
 from fxq.tracing.autograd_functions import autograd_functions_refused
 from fxq.tracing.builtin_calls import RECORDED_BUILTINS, BuiltinPatches, original_type
@@ -30,7 +31,7 @@ from fxq.tracing.leaves import decide_leaf
 from fxq.tracing.operations import autocast_state, is_in_place, user_globals
 from fxq.tracing.probe import UNKNOWN, Probe
 from fxq.tracing.proxies import StateProxy, ValueProxy
-from fxq.tracing.record import MODULE_KEY, SOURCE_KEY, OpaqueLeaf
+from fxq.tracing.record import OpaqueLeaf
 from fxq.tracing.signals import BuiltinNeededError, UntraceableError
 from fxq.tracing.tensor_methods import tensor_methods_recorded
 

@@ -1,4 +1,4 @@
-"""The graph module that ``trace`` returns, and how it is built from a graph."""
+"""The graph module that fxq makes, and how it is built from a graph."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from fxq.tracing.record import MODULE_KEY, SOURCE_KEY
+from fxq.ir.provenance import INFO_KEY, MODULE_KEY, SOURCE_KEY
+from fxq.ir.shapes import TENSOR_KEY
 
-_NODE_KEYS = (SOURCE_KEY, MODULE_KEY)
+_NODE_KEYS = (INFO_KEY, TENSOR_KEY, SOURCE_KEY, MODULE_KEY)
 
 
 class TracedModule(GraphModule):
-    """A ``torch.fx.GraphModule`` that keeps its ``meta`` and the origin of its nodes when it is pickled."""
+    """A ``torch.fx.GraphModule`` that keeps its ``meta`` and what fxq knows of its nodes when it is pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         origins = {

@@ -1,0 +1,155 @@
+"""The one call: a float module in, a rewritten graph module out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxq.errors import InputError, PassError
+from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
+from fxq.manager.layers import layer_records
+from fxq.manager.report import attach_report
+from fxq.manager.running import run_on_copy
+from fxq.pipelines import pipeline
+from fxq.quant.calibration import Calibration
+from fxq.quant.recipe import Recipe, resolve_recipe
+from fxq.targets import resolve_target
+from fxq.tracing import ModelInputs, TraceRecord, normalise_inputs, trace
+from fxq.visualize import DiagramWriter
+
+
+def compile(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    calibration: Any = None,
+    recipe: str | Recipe = "auto",
+    target: str = "auto",
+    passes: Iterable[Pass | PassManager] | PassManager | None = None,
+    verify: bool = True,
+    diagrams: str | Path | None = None,
+    progress: bool | None = None,
+) -> fx.GraphModule:
+    """Rewrite ``model`` for inference: canonicalise, fold, fuse and, with calibration data, quantise to int8.
+
+    Args:
+        model: a float module in eval mode; it and everything that it holds stay as they are.
+        example_inputs: a tensor, a tuple of arguments, a dict of keyword arguments, or None: then the first
+            calibration batch serves. Any batch size works with the result; other sizes wherever the model takes them.
+        calibration: a DataLoader or any iterable of batches (a tensor, a tuple or list of arguments, a dict of
+            keyword arguments; labels beside the input are left out), or a callable ``f(model)`` that runs the model.
+        recipe: ``"float"``, ``"int8"``, ``"auto"`` (int8 where ``calibration`` is given, else float), or a ``Recipe``.
+        target: ``"onednn"``, ``"reference"``, or ``"auto"``, the best that this machine runs.
+        passes: passes to run instead of the recipe's, as a list or a manager.
+        verify: check every pass's result (stage, shapes, output on the example inputs).
+        diagrams: a directory that gets a diagram before and after each pass; written as the passes end.
+        progress: show progress bars; None shows them on a terminal only.
+
+    Returns:
+        A graph module; ``fxq.report`` of it tells what happened.
+
+    Raises:
+        InputError: an argument, the model or its inputs are not usable: training mode, weights that are not finite, an
+            unknown recipe, a directory that cannot be written, ...
+        TargetError: the target is unknown, or this machine cannot run it.
+        CalibrationError: the calibration data is missing, empty, not finite, or does not fit the model.
+        TraceError: the model cannot be captured.
+        PassError: a pass failed; ``error.report`` holds the report up to and including it.
+    """
+    chosen = resolve_recipe(recipe, calibration is not None)
+    target = resolve_target(target)
+    check_model(model)
+    if chosen.quantises and calibration is None and passes is None:
+        raise InputError("the int8 recipe needs calibration data", why="nobody's data is invented",
+                         fix="pass calibration=loader, or recipe='float'")  # fmt: skip
+    manager = _manager(passes, chosen, target, verify)
+    writer = DiagramWriter(diagrams) if diagrams is not None else None
+    inputs, data = _bind_data(model, example_inputs, calibration)
+    report = Report(options={"recipe": chosen.name, "target": target, "passes": "the recipe's" if passes is None else "given"})
+    gm = trace(_private_copy(model), inputs)
+    _note_trace(gm, report)
+    if not chosen.quantises and calibration is None and passes is None:
+        report.note("nothing was quantised: calibration data would unlock recipe='int8'")
+    context = PassContext(inputs, data, progress)
+    try:
+        gm = manager(gm, context=context, report=report, on_pass=writer).graph_module
+    except PassError as error:
+        _finish(report, writer)
+        error.report = report
+        raise
+    if inputs is not None:
+        run_on_copy(gm, inputs)
+    report.layers = layer_records(gm, report.passes)
+    _finish(report, writer)
+    attach_report(gm, report)
+    return gm
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise InputError where ``model`` cannot be compiled as it is."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}", fix="give a torch.nn.Module")
+    training = [name or "the root module" for name, m in model.named_modules() if m.training]
+    if training:
+        raise InputError("the model is in training mode", where=", ".join(training[:3]),
+                         why="dropout and batch norm behave otherwise in training",
+                         fix="call model.eval() first; fxq leaves the mode as you set it")  # fmt: skip
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            layer, _, own = name.rpartition(".")
+            raise InputError(f"`{own}` holds NaN or infinity", where=f"layer `{layer or 'the root module'}`",
+                             fix="load other weights, or look for what made them overflow")  # fmt: skip
+
+
+def _manager(
+    passes: Iterable[Pass | PassManager] | PassManager | None, recipe: Recipe, target: str, verify: bool
+) -> PassManager:
+    if passes is None:
+        return pipeline(recipe, target, verify)
+    if isinstance(passes, PassManager):
+        return passes
+    return PassManager(passes, verify=verify)
+
+
+def _bind_data(model: nn.Module, example_inputs: Any, calibration: Any) -> tuple[ModelInputs | None, Calibration | None]:
+    inputs = normalise_inputs(model, example_inputs)
+    if calibration is None:
+        return inputs, None
+    data = Calibration(calibration, model, inputs)
+    first = data.first()  # an empty or unfit loader is found before the work starts
+    inputs = inputs or first
+    if inputs is None:
+        raise InputError("there are no example inputs", why="the calibration is a callable, so its inputs are not seen",
+                         fix="pass example_inputs")  # fmt: skip
+    return inputs, data
+
+
+def _private_copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InputError("the model cannot be copied", why=f"{type(error).__name__}: {error}",
+                         fix="fxq works on a copy: remove what cannot be copied from the module's attributes") from error  # fmt: skip
+
+
+def _note_trace(gm: fx.GraphModule, report: Report) -> None:
+    record = gm.meta.get("fxq_trace")
+    if not isinstance(record, TraceRecord):
+        return
+    for leaf in record.leaves:
+        report.note(f"`{leaf.path}` ({leaf.type_name}) is opaque: {leaf.reason}")
+
+
+def _finish(report: Report, writer: DiagramWriter | None) -> None:
+    if writer is None:
+        return
+    report.diagrams = [str(p) for p in writer.paths]
+    report.notes += writer.notes
+
+
+__all__ = ["PassRecord", "check_model", "compile"]

@@ -1,0 +1,54 @@
+"""The table of layers of a finished graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from fxq.ir.identify import OpCall, identify
+from fxq.ir.provenance import node_info
+from fxq.ir.shapes import describe_value, tensor_spec
+from fxq.ir.snapshot import kind_text
+from fxq.manager.record import PassRecord
+from fxq.manager.report import LayerRecord
+from fxq.quant.qparams import QParams
+
+
+def layer_records(gm: fx.GraphModule, passes: Iterable[PassRecord]) -> list[LayerRecord]:
+    """Return a record for each operation that computes a tensor, with why it stayed in float where it did."""
+    reasons = {r.node: r.reason for p in passes for r in p.refused if r.rule == "int8"}
+    records = []
+    for node in gm.graph.nodes:
+        if not node.op.startswith("call_") or tensor_spec(node) is None:
+            continue
+        call = identify(node, gm)
+        output = _output(call)
+        records.append(
+            LayerRecord(
+                name=node.name,
+                module_path=node_info(node).module_path,
+                kind=kind_text(call.kind),
+                value=describe_value(node),
+                kernel=_kernel(call),
+                scale=None if output is None else output.scale,
+                zero_point=None if output is None else output.zero_point,
+                why_float=reasons.get(node.name, ""),
+            )
+        )
+    return records
+
+
+def _kernel(call: OpCall) -> str:
+    describe = getattr(call.module, "describe", None)
+    return str(describe()) if callable(describe) else ""
+
+
+def _output(call: OpCall) -> QParams | None:
+    quantisation = getattr(call.module, "quantisation", None)
+    found = getattr(quantisation if quantisation is not None else call.module, "output", None)
+    if isinstance(found, QParams):
+        return found
+    if kind_text(call.kind) == "quantize":
+        return QParams(float(call.node.args[1]), int(call.node.args[2]))  # type: ignore[arg-type]
+    return None

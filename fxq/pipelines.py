@@ -1,0 +1,47 @@
+"""The passes that each recipe runs, in order."""
+
+from __future__ import annotations
+
+from fxq.manager import PassManager
+from fxq.passes.calibrate import Calibrate
+from fxq.passes.canonicalise import Canonicalise
+from fxq.passes.convert_qdq import ConvertQDQ
+from fxq.passes.decompose_attention import DecomposeAttention
+from fxq.passes.eliminate import Eliminate
+from fxq.passes.fold_batch_norm import FoldBatchNorm
+from fxq.passes.functionalise import Functionalise
+from fxq.passes.fuse_activation import FuseActivation
+from fxq.passes.fuse_residual import FuseResidual
+from fxq.passes.insert_observers import InsertObservers
+from fxq.passes.lower_int8 import LowerInt8
+from fxq.quant.recipe import Recipe
+
+
+def float_pipeline(verify: bool = True) -> PassManager:
+    """Canonicalise, fold and fuse: nothing loses precision."""
+    return PassManager(
+        [
+            Functionalise(),
+            Canonicalise(),
+            Eliminate(),
+            DecomposeAttention(),
+            FoldBatchNorm(),
+            FuseResidual(),
+            FuseActivation(),
+        ],
+        verify=verify,
+    )
+
+
+def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bool = True) -> PassManager:
+    """The float pipeline, then observe, calibrate, convert and lower."""
+    recipe = recipe or Recipe("int8")
+    manager = float_pipeline(verify)
+    for p in (InsertObservers(recipe), Calibrate(), ConvertQDQ(recipe), LowerInt8(target)):
+        manager = manager.append(p)
+    return manager
+
+
+def pipeline(recipe: Recipe, target: str, verify: bool = True) -> PassManager:
+    """Return the passes of ``recipe`` for ``target``."""
+    return int8_pipeline(recipe, target, verify) if recipe.quantises else float_pipeline(verify)

@@ -1,0 +1,33 @@
+"""Operations that move codes instead of values: what each becomes on u8."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fxq import nn as fnn
+from fxq.ir.identify import OpCall
+from fxq.ir.ops import SPECS
+from fxq.quant.qparams import QParams
+
+#: These give a tuple; the items are picked from it by getitem.
+SPLITS = frozenset({"split", "chunk", "unbind"})
+#: torch computes these on u8 as it does on float.
+_SAME_ON_CODES = SPLITS | {
+    "flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "cat", "stack", "getitem",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "interpolate",
+}  # fmt: skip
+
+
+def moves_codes(call: OpCall) -> bool:
+    """Whether torch's own operation moves u8 codes as it moves values."""
+    return call.kind in _SAME_ON_CODES
+
+
+def move_module(call: OpCall, codes: QParams) -> nn.Module | None:
+    """Return the module that moves codes where torch's own operation does not serve; None where there is none."""
+    kind, attrs = str(call.kind), call.attrs
+    if kind.startswith("max_pool"):
+        return fnn.QMaxPool(SPECS[kind].ndim or 2, **attrs)
+    if kind == "pad":
+        return fnn.QPad(attrs["pad"], codes, attrs["mode"], attrs["value"] or 0.0)
+    return None

@@ -1,0 +1,53 @@
+"""Run the calibration data through an observed graph."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fxq.errors import CalibrationError
+from fxq.ir.rewriter import Rewriter
+from fxq.ir.stage import Stage
+from fxq.manager.base import Numerics, Pass
+from fxq.manager.context import PassContext
+from fxq.quant.calibration import Calibration
+from fxq.quant.observers import Observer
+
+
+@dataclass(frozen=True)
+class Calibrate(Pass):
+    """Fill the observers.
+
+    Before: ``MinMaxObserver[...] {nothing seen}``. After: ``MinMaxObserver[...] {[-2.1, 3.4]}``.
+
+    Args:
+        data: calibration data as :func:`fxq.compile` takes it; by default what the run was given. The observers of
+            the graph that goes in stay as they were.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    consumes: ClassVar[tuple[Stage, ...]] = (Stage.OBSERVED,)
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    data: Any = None
+
+    def rewrite(self, rw: Rewriter, context: PassContext) -> None:
+        calibration = context.calibration
+        if self.data is not None:
+            calibration = Calibration(self.data, rw.gm, context.inputs)
+        if calibration is None:
+            raise CalibrationError("there is no calibration data", where=f"the pass `{self.name}`",
+                                   fix="pass calibration=loader")  # fmt: skip
+        copies: dict[str, Observer] = {}
+        for call in rw.calls():
+            path = str(call.node.target)
+            if isinstance(call.module, Observer) and path not in copies:
+                copies[path] = copy.deepcopy(call.module)
+                rw.exchange_module(path, copies[path])
+        for observer in copies.values():
+            observer.active = True
+        batches = calibration.run(rw.gm, context.progress)
+        for observer in copies.values():
+            observer.active = False
+        context.note(f"{len(copies)} observers, {batches} batches")

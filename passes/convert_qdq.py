@@ -1,0 +1,74 @@
+"""Turn observers into quantise/dequantise pairs and weights into int8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from fxq.ir.identify import OpCall
+from fxq.ir.rewriter import Rewriter
+from fxq.ir.stage import Stage
+from fxq.manager.base import Numerics, Pass
+from fxq.manager.context import PassContext
+from fxq.nn import dequantize, quantize, quantize_layer
+from fxq.quant.observers import Observer
+from fxq.quant.recipe import Recipe
+from fxq.targets.placement import is_weighted
+
+
+@dataclass(frozen=True)
+class ConvertQDQ(Pass):
+    """Make the quantisation explicit.
+
+    Before: ``%x_observer = MinMaxObserver[...](%x)``, ``%conv = conv2d[conv](%x_observer)``.
+    After: ``%x_quantize = quantize(%x, scale, zero_point)``, ``%x_dequantize = dequantize(%x_quantize, scale,
+    zero_point)``, ``%conv = QDQConv2d[conv](%x_dequantize)``.
+
+    Activations: ``q = clamp(round(x / scale) + zero_point, 0, 255)``, scale and zero point from the observed range
+    widened to contain 0. Weights: ``q = clamp(round(w / s), -127, 127)``, ``s = max|w| / 127`` for each output channel.
+    (Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference.)
+    """
+
+    name: ClassVar[str] = "convert_qdq"
+    consumes: ClassVar[tuple[Stage, ...]] = (Stage.OBSERVED,)
+    produces: ClassVar[Stage | None] = Stage.QDQ
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def rewrite(self, rw: Rewriter, context: PassContext) -> None:
+        calls = list(rw.calls())
+        for call in calls:
+            if is_weighted(call) and self._is_observed(call, rw):
+                self._quantise_weights(call, rw)
+        for call in calls:
+            if isinstance(call.module, Observer):
+                self._make_explicit(call, call.module, rw)
+
+    def _is_observed(self, call: OpCall, rw: Rewriter) -> bool:
+        modules = [rw.identify(n).module for n in call.nodes if n.op == "call_module"]
+        return bool(call.nodes) and len(modules) == len(call.nodes) and all(isinstance(m, Observer) for m in modules)
+
+    def _quantise_weights(self, call: OpCall, rw: Rewriter) -> None:
+        assert call.module is not None
+        with rw.rule("weights", call.node):
+            scale = None
+            if self.recipe.weight == "per_tensor":
+                weight = call.module.weight
+                assert isinstance(weight, torch.Tensor)
+                scale = max(float(weight.detach().abs().max()) / 127.0, float(torch.finfo(torch.float32).tiny))
+            layer = quantize_layer(call.module, scale) if scale is not None else quantize_layer(call.module)
+            rw.give_own_module(call.node, layer)
+
+    def _make_explicit(self, call: OpCall, observer: Observer, rw: Rewriter) -> None:
+        (value,) = call.nodes
+        with rw.rule("activations", call.node):
+            q = observer.qparams()
+            literals = (q.scale, q.zero_point)
+            codes = rw.call_function(quantize, (value, *literals), before=call.node, like=value,
+                                     name=f"{value.name}_quantize")  # fmt: skip
+            real = rw.call_function(dequantize, (codes, *literals), before=call.node, like=value,
+                                    name=f"{value.name}_dequantize")  # fmt: skip
+            rw.replace(call.node, real)

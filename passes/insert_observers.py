@@ -1,0 +1,64 @@
+"""Insert observers on every value that int8 operations read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import fx
+
+from fxq.errors import PassError
+from fxq.ir.provenance import node_info
+from fxq.ir.rewriter import Rewriter
+from fxq.ir.stage import Stage
+from fxq.manager.base import Numerics, Pass
+from fxq.manager.context import PassContext
+from fxq.manager.running import run_on_copy
+from fxq.quant.observers import Observer
+from fxq.quant.recipe import Recipe
+from fxq.targets.placement import Placement, plan_placement
+
+
+@dataclass(frozen=True)
+class InsertObservers(Pass):
+    """Watch the values that become u8.
+
+    Before: ``%conv = conv2d[conv](%x)``. After: ``%x_observer = MinMaxObserver[observers.x](%x)``,
+    ``%conv = conv2d[conv](%x_observer)``.
+
+    A value is watched where an int8 operation reads it. Values on both sides of an operation that only moves values
+    (reshape, concatenation, max pooling, ...) share one observer, so that the codes can move as they are. What would
+    only be converted to int8 and back stays in float, and is refused with that reason.
+    """
+
+    name: ClassVar[str] = "insert_observers"
+    consumes: ClassVar[tuple[Stage, ...]] = (Stage.CANONICAL, Stage.FUSED)
+    produces: ClassVar[Stage | None] = Stage.OBSERVED
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def rewrite(self, rw: Rewriter, context: PassContext) -> None:
+        if context.inputs is None:
+            raise PassError(f"the pass `{self.name}` needs example inputs", why="it must know shapes and dtypes",
+                            fix="pass example_inputs")  # fmt: skip
+        run_on_copy(rw.gm, context.inputs)
+        plan = plan_placement(rw.gm)
+        for node, reason in plan.refused.items():
+            rw.refuse("int8", node, reason)
+        self._insert(plan, rw)
+
+    def _insert(self, plan: Placement, rw: Rewriter) -> None:
+        observers: dict[int, tuple[str, Observer]] = {}
+        for value, readers in plan.observed.items():
+            group = plan.groups[value]
+            if group not in observers:
+                label = f"`{value.name}`, module `{node_info(value).module_path or 'the root'}`"
+                observers[group] = (rw.free_path(f"observers.{value.name}"), self.recipe.observer(label))
+            self._watch(value, readers, *observers[group], rw)
+
+    def _watch(self, value: fx.Node, readers: list[fx.Node], path: str, observer: Observer, rw: Rewriter) -> None:
+        with rw.rule("observe", value):
+            chosen = set(readers)
+            node = rw.call_shared_module(path, observer, (value,), after=value, name=f"{value.name}_observer")
+            rw.replace_uses(value, node, only=lambda user: user in chosen)
