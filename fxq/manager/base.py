@@ -18,6 +18,7 @@ from fxq.ir.stage import Stage, set_graph_state, stage_of
 from fxq.ir.text import excerpt
 from fxq.manager.context import PassContext
 from fxq.manager.record import PassRecord
+from fxq.manager.running import ensure_recorded
 from fxq.tracing import normalise_inputs
 
 
@@ -93,6 +94,7 @@ class Pass(ABC):
         """
         context = context or PassContext(inputs=normalise_inputs(gm, example_inputs))
         check_stage(self, gm)
+        ensure_recorded(gm, context.inputs)
         notes: list[str] = []
         before = take_snapshot(gm)
         rw = Rewriter(gm, self.name)

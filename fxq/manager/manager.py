@@ -15,7 +15,8 @@ from fxq.manager.base import Pass, PassResult
 from fxq.manager.context import PassContext
 from fxq.manager.record import PassRecord
 from fxq.manager.report import Report
-from fxq.manager.verify import check_output, check_shapes, check_structure, run_on_copy
+from fxq.manager.running import run_on_copy
+from fxq.manager.verify import check_output, check_shapes, check_structure
 from fxq.tracing import normalise_inputs
 
 Step = "Pass | PassManager"
