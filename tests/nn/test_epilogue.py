@@ -1,0 +1,50 @@
+"""Epilogues: names, parameters and their use."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fxq.errors import GraphError
+from fxq.nn import Epilogue
+
+_CASES = [
+    (Epilogue(), lambda y: y, "none"),
+    (Epilogue("relu"), F.relu, "relu"),
+    (Epilogue("relu6"), F.relu6, "relu6"),
+    (Epilogue("hardtanh", (0, 6)), F.relu6, "hardtanh(0, 6)"),
+    (Epilogue("hardswish"), F.hardswish, "hardswish"),
+    (Epilogue("silu"), F.silu, "silu"),
+    (Epilogue("gelu", ("tanh",)), lambda y: F.gelu(y, approximate="tanh"), "gelu(tanh)"),
+    (Epilogue("leaky_relu", (0.2,)), lambda y: F.leaky_relu(y, 0.2), "leaky_relu(0.2)"),
+    (Epilogue("sigmoid"), torch.sigmoid, "sigmoid"),
+    (Epilogue("tanh"), torch.tanh, "tanh"),
+    (Epilogue("hardsigmoid"), F.hardsigmoid, "hardsigmoid"),
+]
+
+
+@pytest.mark.parametrize(("epilogue", "expected", "text"), _CASES, ids=[c[2] for c in _CASES])
+def test_activation_and_text(epilogue: Epilogue, expected: object, text: str) -> None:
+    y = torch.randn(100, generator=torch.Generator().manual_seed(0)) * 4
+    assert callable(expected)
+    assert torch.equal(epilogue.apply(y), expected(y))
+    assert str(epilogue) == text
+
+
+def test_residual_is_added_before_the_activation() -> None:
+    y, residual = torch.tensor([1.0, -3.0]), torch.tensor([-2.0, 5.0])
+    assert torch.equal(Epilogue("relu", add=True).apply(y, residual), torch.tensor([0.0, 2.0]))
+    assert str(Epilogue("relu", add=True)) == "add_relu"
+    assert y.tolist() == [1.0, -3.0]
+
+
+def test_misuse_is_refused() -> None:
+    with pytest.raises(GraphError, match="did you mean 'relu"):
+        Epilogue("rellu")
+    with pytest.raises(GraphError, match="takes 2 parameters"):
+        Epilogue("hardtanh")
+    with pytest.raises(GraphError, match="a residual was not given"):
+        Epilogue(add=True).apply(torch.zeros(1))
+    with pytest.raises(GraphError, match="a residual was given"):
+        Epilogue().apply(torch.zeros(1), torch.zeros(1))
