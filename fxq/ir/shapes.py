@@ -38,12 +38,12 @@ def tensor_spec(node: fx.Node) -> TensorSpec | None:
 
 def is_recorded(gm: fx.GraphModule) -> bool:
     """Whether a run has been recorded on every node of ``gm``."""
-    return all(_KEY in node.meta for node in gm.graph.nodes)
+    return all(TENSOR_KEY in node.meta for node in gm.graph.nodes)
 
 
 def recorded_value(node: fx.Node) -> Any:
     """Return what the last recorded run saw: a :class:`TensorSpec`, a type's name, a tuple of them, or None."""
-    return node.meta.get(_KEY)
+    return node.meta.get(TENSOR_KEY)
 
 
 def describe_value(node: fx.Node) -> str:
