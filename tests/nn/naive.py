@@ -69,7 +69,7 @@ def real_values(acc: np.ndarray, x_scale: float, w_scale: Tensor, bias: Tensor |
 def requantise(real: np.ndarray, output: QParams) -> Tensor:
     """``clamp(round_half_even(real / s) + z, 0, 255)`` with the float32 reciprocal."""
     steps = real.astype(np.float32) * np.float32(1.0 / np.float32(output.scale))
-    return torch.from_numpy(np.clip(np.rint(steps) + output.zero_point, 0, 255).astype(np.uint8))
+    return torch.from_numpy(np.asarray(np.clip(np.rint(steps) + output.zero_point, 0, 255), dtype=np.uint8))
 
 
 def codes(shape: tuple[int, ...], seed: int) -> Tensor:
