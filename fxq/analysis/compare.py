@@ -1,0 +1,294 @@
+"""`fxq.compare`: the error that compiling added, at each layer and at the output."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, fx, nn
+
+from fxq.analysis.error_sums import ErrorSums
+from fxq.analysis.matching import Matching, match_nodes
+from fxq.analysis.running import evaluation, isolate
+from fxq.errors import InputError
+from fxq.ir.identify import get_module, identify
+from fxq.ir.metrics import Distance, tensors_in
+from fxq.ir.provenance import ensure_ids, node_info
+from fxq.ir.shapes import run_recorded
+from fxq.ir.snapshot import kind_text
+from fxq.nn import dequantize, quantize
+from fxq.quant.calibration import Calibration
+from fxq.quant.qparams import QParams
+from fxq.tracing import ModelInputs, clone_inputs, trace
+
+_WIDTH = 140
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one value of the compiled graph lies from the reference, over all batches.
+
+    Attributes:
+        name: the node of the compiled graph.
+        module_path: the module of the source model that it belongs to.
+        kind: what computes it.
+        reference: the node of the reference graph whose value it stands for.
+        sqnr_db: 10 log10(sum(reference^2) / sum((reference - value)^2)); ``inf`` where they are equal.
+        cosine: cosine of the angle between the two, as flat vectors.
+        max_abs: largest absolute difference.
+        scale: largest absolute value of the reference.
+    """
+
+    name: str
+    module_path: str
+    kind: str
+    reference: str
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Uncompared:
+    """An operation of the compiled graph that could not be compared, and why."""
+
+    name: str
+    module_path: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        output: the error of the output, all its tensors together.
+        layers: the error of each operation with a counterpart, the worst first.
+        uncompared: operations without one.
+        batches: how many batches ran.
+    """
+
+    output: LayerError
+    layers: tuple[LayerError, ...]
+    uncompared: tuple[Uncompared, ...]
+    batches: int
+
+    def __getitem__(self, name: str) -> LayerError:
+        """Return the layer with this module path or node name; KeyError where there is none."""
+        for layer in self.layers:
+            if name in (layer.module_path, layer.name):
+                return layer
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; infinite ratios are ``None``, next to a ``max_abs`` of 0."""
+        return {
+            "batches": self.batches,
+            "output": _plain(self.output),
+            "layers": [_plain(layer) for layer in self.layers],
+            "uncompared": [asdict(entry) for entry in self.uncompared],
+        }
+
+    def table(self) -> Table:
+        """Return the layers, the worst first, and the output as a rich table."""
+        batches = f"{self.batches} batch" + ("es" if self.batches != 1 else "")
+        table = Table(box=box.SIMPLE_HEAD, title=f"Error against the reference over {batches}, worst layers first",
+                      title_justify="left", show_footer=True)  # fmt: skip
+        total = ("output", "", "", *_numbers(self.output))
+        headings = ("layer", "kind", "reference", "SQNR", "cosine", "max error", "max value")
+        for i, (heading, footer) in enumerate(zip(headings, total, strict=True)):
+            table.add_column(heading, footer, justify="left" if i < 3 else "right", no_wrap=i >= 3)
+        for layer in self.layers:
+            table.add_row(layer.module_path or layer.name, layer.kind, layer.reference, *_numbers(layer))
+        return table
+
+    def __rich__(self) -> RenderableType:
+        lines = [Text(f"not compared: {_label(e)} ({e.kind}): {e.reason}") for e in self.uncompared]
+        return Group(self.table(), *lines)
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def compare(reference: nn.Module, gm: nn.Module, data: Any) -> Comparison:
+    """Run both models on the same data and measure how far ``gm`` lies from ``reference``, layer by layer.
+
+    Each operation of ``gm`` is compared with the value of ``reference`` that it stands for: a convolution into which a
+    ReLU was fused with the ReLU's. int8 values are dequantised; a float value that is quantised next is compared as its
+    readers see it, after quantisation. Both run in evaluation mode and stay as they are. Sums run over all batches, and
+    activations of one batch alone are in memory.
+
+    Args:
+        reference: the float model, or a graph of it.
+        gm: a compiled graph of any stage, or another module of the same structure.
+        data: a batch (a tensor, a tuple of arguments, a dict of keyword arguments) or an iterable of batches, such as
+            a list or a DataLoader. What a tuple has beyond the model's arguments (labels) is left out.
+
+    Raises:
+        InputError: the outputs of the two have different structures or shapes, or ``data`` is a callable.
+        CalibrationError: there is no batch, or one does not fit the model or is not finite.
+        GraphError: a model fails on a batch.
+    """
+    batches = Calibration(_as_batches(data), reference, ModelInputs((None,) * _arguments(gm)))
+    first = batches.first()
+    if first is None:
+        raise InputError(
+            "the data to compare on is a callable", fix="give batches: two models must run on the same ones"
+        )
+    pair = _Pair(_prepared(reference, first), _prepared(gm, first))
+    for inputs in batches:
+        pair.add(inputs)
+    return pair.result()
+
+
+def _as_batches(data: Any) -> Any:
+    return [data] if isinstance(data, Tensor | dict | tuple | ModelInputs) else data
+
+
+def _arguments(gm: nn.Module) -> int:
+    """How many positional arguments a graph reads; 0 where the signature of the reference has to tell."""
+    if not isinstance(gm, fx.GraphModule):
+        return 0
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    if any(str(n.target).startswith("*") for n in placeholders):
+        return 0
+    return max((i for i, n in enumerate(placeholders, start=1) if n.users), default=0)
+
+
+def _prepared(model: nn.Module, inputs: ModelInputs) -> fx.GraphModule:
+    gm = isolate(trace(model, inputs))
+    ensure_ids(gm)
+    return gm
+
+
+class _Pair:
+    """Two graphs, and the error of each pair of values so far."""
+
+    def __init__(self, reference: fx.GraphModule, compiled: fx.GraphModule) -> None:
+        self._reference = reference
+        self._compiled = compiled
+        self._matching: Matching = match_nodes(reference, compiled)
+        self._codes = _code_parameters(compiled)
+        self._quantised = {n.args[0]: n for n in reversed(compiled.graph.nodes) if n.target is quantize}
+        self._sums: dict[fx.Node, ErrorSums] = {}
+        self._uncompared: dict[fx.Node, str] = {}
+        self._output = ErrorSums()
+        self._batches = 0
+        self._values: dict[fx.Node, list[Tensor]] = {}
+
+    def add(self, inputs: ModelInputs) -> None:
+        """Run both graphs on a batch."""
+        wanted = set(self._matching.pairs.values())
+
+        def keep(node: fx.Node, value: Any) -> None:
+            if node in wanted:  # cloned, as a later operation may write into it
+                self._values[node] = [t.clone() for t in _real_tensors(value)]
+
+        expected = _run(self._reference, inputs, keep)
+        actual = _run(self._compiled, inputs, self._look)
+        self._values.clear()
+        self._batches += 1
+        try:
+            self._output.add(expected, actual)
+        except ValueError as error:
+            raise InputError(
+                f"the outputs of the two models differ in structure: {error}",
+                fix="give the model that the graph was compiled from as the reference",
+            ) from error
+
+    def result(self) -> Comparison:
+        """Return the errors over all batches added."""
+        layers = [self._error(node, sums) for node, sums in self._sums.items() if node not in self._uncompared]
+        output = _error("output", "", "output", "output", self._output.distance())
+        uncompared = tuple(
+            Uncompared(n.name, node_info(n).module_path, self._kind(n), self._uncompared[n])
+            for n in self._compiled.graph.nodes
+            if n in self._uncompared
+        )
+        return Comparison(output, tuple(sorted(layers, key=lambda e: e.sqnr_db)), uncompared, self._batches)
+
+    def _look(self, node: fx.Node, value: Any) -> None:
+        if node.target is quantize:
+            (source,) = node.all_input_nodes
+            if self._quantised[source] is node:
+                self._compare(source, dequantize(value, *node.args[1:]))
+        elif node not in self._quantised:
+            self._compare(node, value)
+
+    def _compare(self, node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor) and value.dtype is torch.uint8 and node in self._codes:
+            value = dequantize(value, self._codes[node].scale, self._codes[node].zero_point)
+        tensors = list(_real_tensors(value))
+        if not tensors:
+            return
+        if node in self._matching.unmatched:
+            self._uncompared[node] = self._matching.unmatched[node]
+        expected = self._values.pop(self._matching.pairs[node], []) if node in self._matching.pairs else []
+        if not expected:
+            return
+        try:
+            self._sums.setdefault(node, ErrorSums()).add(expected, tensors)
+        except ValueError as error:
+            self._uncompared[node] = f"the reference and the graph have {error} here"
+
+    def _error(self, node: fx.Node, sums: ErrorSums) -> LayerError:
+        reference = self._matching.pairs[node].name
+        return _error(node.name, node_info(node).module_path, self._kind(node), reference, sums.distance())
+
+    def _kind(self, node: fx.Node) -> str:
+        return kind_text(identify(node, self._compiled).kind)
+
+
+def _run(gm: fx.GraphModule, inputs: ModelInputs, watch: Any) -> Any:
+    inputs = clone_inputs(inputs)
+    with evaluation(gm):
+        return run_recorded(gm, inputs.args, dict(inputs.kwargs), watch)
+
+
+def _code_parameters(gm: fx.GraphModule) -> dict[fx.Node, QParams]:
+    """Return scale and zero point of each value that may be codes: its module's, or those of what it only moves."""
+    found: dict[fx.Node, QParams] = {}
+    for node in gm.graph.nodes:
+        module = get_module(gm, node)
+        output = getattr(getattr(module, "quantisation", module), "output", None)
+        if node.target is quantize:
+            found[node] = QParams(float(node.args[1]), int(node.args[2]))
+        elif isinstance(output, QParams):
+            found[node] = output
+        elif node.all_input_nodes and node.all_input_nodes[0] in found:
+            found[node] = found[node.all_input_nodes[0]]
+    return found
+
+
+def _real_tensors(value: Any) -> Iterator[Tensor]:
+    return (t for t in tensors_in(value) if t.is_floating_point())
+
+
+def _error(name: str, path: str, kind: str, reference: str, d: Distance) -> LayerError:
+    return LayerError(name, path, kind, reference, d.sqnr_db, d.cosine, d.max_abs, d.scale)
+
+
+def _plain(error: LayerError) -> dict[str, Any]:
+    finite = math.isfinite(error.sqnr_db)
+    return {**asdict(error), "sqnr_db": error.sqnr_db if finite else None}
+
+
+def _numbers(error: LayerError) -> tuple[str, ...]:
+    return f"{error.sqnr_db:.1f} dB", f"{error.cosine:.6f}", f"{error.max_abs:.3g}", f"{error.scale:.3g}"
+
+
+def _label(entry: Uncompared) -> str:
+    return entry.module_path or entry.name
