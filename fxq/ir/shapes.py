@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxq.errors import GraphError
 from fxq.ir.provenance import INFO_KEY, node_info
@@ -90,6 +90,19 @@ class Recorder(fx.Interpreter):
         if self._watch is not None:
             self._watch(n, value)
         return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module; one in training mode writes its statistics into a copy of its buffers."""
+        module = self.fetch_attr(target)
+        if isinstance(module, torch.jit.ScriptModule) or not any(m.training for m in module.modules()):
+            return module(*args, **kwargs)
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        return torch.func.functional_call(module, buffers, args, kwargs)
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read an attribute; a buffer as a copy, because the graph may write into it."""
+        value = self.fetch_attr(target)
+        return value.clone() if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) else value
 
 
 def run_recorded(
