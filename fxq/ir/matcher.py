@@ -55,7 +55,7 @@ class RuleTable:
 def apply_rules(table: RuleTable, rw: Rewriter) -> None:
     """Run every rule once over the graph, in topological order; the first that rewrites at a node wins.
 
-    A candidate that no rule rewrote is recorded with the first reason given for each rule.
+    A candidate that no rule rewrote is recorded with the first reason of each rule, the same reason only once.
     """
     for node in rw.nodes():
         if not node.op.startswith("call_"):
@@ -66,7 +66,7 @@ def apply_rules(table: RuleTable, rw: Rewriter) -> None:
             if reason is None:
                 refusals.clear()
                 break
-            if reason:
+            if reason and reason not in refusals.values():
                 refusals.setdefault(rule.name, reason)
         for name, reason in refusals.items():
             rw.refuse(name, node, reason)
