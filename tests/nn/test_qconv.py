@@ -38,6 +38,10 @@ _Q = {
 _SHAPES: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(3, 8, 3, stride=2, padding=1), (2, 3, 9, 7)),
     (nn.Conv2d(7, 5, 1, bias=False), (1, 7, 1, 1)),
+    (nn.Conv2d(13, 21, 1), (2, 13, 4, 5)),
+    (nn.Conv1d(13, 21, 1), (2, 13, 4)),
+    (nn.Conv3d(13, 21, 1), (2, 13, 2, 3, 2)),
+    (nn.Conv2d(6, 9, 1, stride=2, padding=1), (2, 6, 4, 5)),
     (nn.Conv2d(6, 9, (3, 2), dilation=(2, 1), groups=3), (3, 6, 8, 6)),
     (nn.Conv2d(8, 8, 3, padding=1, groups=8), (5, 8, 5, 5)),
     (nn.Conv2d(8, 16, 3, padding=2, groups=8, stride=2), (1, 8, 7, 7)),
@@ -147,8 +151,9 @@ def test_random_shapes() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("onednn", marks=needs_onednn)])
-def test_arguments_are_not_modified(backend: str) -> None:
-    layer = nn.Conv2d(4, 4, 3, padding=1)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_arguments_are_not_modified(backend: str, kernel: int) -> None:
+    layer = nn.Conv2d(4, 4, kernel, padding=kernel // 2)
     for layout in (torch.contiguous_format, torch.channels_last):
         q, residual = codes((2, 4, 5, 5), 0).contiguous(memory_format=layout), codes((2, 4, 5, 5), 1)
         residual = residual.contiguous(memory_format=layout)
@@ -163,8 +168,11 @@ def test_arguments_are_not_modified(backend: str) -> None:
 
 @needs_onednn
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (1, 4, 1, 1), (4, 5, 5), (1, 4, 5, 5), (1, 1, 5, 1)])
-def test_residuals_of_smaller_shape_are_broadcast_not_given_to_the_operator(shape: tuple[int, ...]) -> None:
-    layer, q, residual = nn.Conv2d(4, 4, 3, padding=1), codes((2, 4, 5, 5), 0), codes(shape, 1)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_residuals_of_smaller_shape_are_broadcast_not_given_to_the_operator(
+    shape: tuple[int, ...], kernel: int
+) -> None:
+    layer, q, residual = nn.Conv2d(4, 4, kernel, padding=kernel // 2), codes((2, 4, 5, 5), 0), codes(shape, 1)
     x, y = QParams(0.02, 7), QParams(0.0137, 102)
     reference, onednn = (_lower(layer, x, y, b, Epilogue("relu", add=True)) for b in ("reference", "onednn"))
     assert torch.equal(onednn(q, residual), reference(q, residual))
@@ -206,17 +214,16 @@ def test_sums_beyond_float32_integers_are_rounded_once(channels: int) -> None:
     assert torch.equal(module(q), torch.from_numpy(real_values(acc, 1.0, module.weight_scale, None, 1)))
 
 
+@needs_onednn
 def test_kernel_names() -> None:
-    x, y = QParams(0.02, 7), QParams(0.0137, 102)
-    assert _lower(nn.Conv2d(1, 1, 1), x, y, "reference").describe() == "reference"
-    if onednn_available():
-        relu, gelu, add = Epilogue("relu"), Epilogue("gelu", ("none",)), Epilogue("relu", add=True)
-        assert _lower(nn.Conv2d(1, 1, 1), x, y, "onednn", relu).describe() == "onednn.qconv2d_pointwise+relu"
-        assert _lower(nn.Conv2d(1, 1, 1), x, y, "onednn", add).describe() == "onednn.qconv2d_pointwise+add_relu"
-        assert (
-            _lower(nn.Conv2d(1, 1, 1), x, y, "onednn", gelu).describe() == "onednn.qconv2d_pointwise, float gelu(none)"
-        )
-        assert _lower(nn.ConvTranspose2d(1, 1, 1), x, y, "onednn").describe() == "reference"
+    x, y, conv = QParams(0.02, 7), QParams(0.0137, 102), nn.Conv2d(1, 1, 3)
+    relu, gelu, add = Epilogue("relu"), Epilogue("gelu", ("none",)), Epilogue("relu", add=True)
+    assert _lower(conv, x, y, "reference").describe() == "reference"
+    assert _lower(conv, x, y, "onednn", relu).describe() == "onednn.qconv2d_pointwise+relu"
+    assert _lower(conv, x, y, "onednn", add).describe() == "onednn.qconv2d_pointwise+add_relu"
+    assert _lower(conv, x, y, "onednn", gelu).describe() == "onednn.qconv2d_pointwise, float gelu(none)"
+    assert _lower(nn.Conv2d(1, 1, 1), x, y, "onednn", gelu).describe() == "onednn.qlinear_pointwise+gelu(none)"
+    assert _lower(nn.ConvTranspose2d(1, 1, 1), x, y, "onednn").describe() == "reference"
 
 
 def test_misuse_is_refused() -> None:

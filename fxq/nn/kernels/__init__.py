@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from fxq.errors import TargetError, nearest
-from fxq.nn.kernels import onednn, pointwise, reference
+from fxq.nn.kernels import onednn_conv, onednn_linear, pointwise, reference
 from fxq.nn.kernels.availability import onednn_available, onednn_unavailable_reason
 from fxq.nn.kernels.kernel import KernelSet, Quantisation, Run, Weights
 
 BACKENDS: dict[str, KernelSet] = {
     "reference": reference.KERNELS,
     "onednn": KernelSet(
-        conv=onednn.conv,
-        linear=onednn.linear,
+        conv=onednn_conv.conv,
+        linear=onednn_linear.linear,
         pointwise=pointwise.pointwise,
-        conv_name=onednn.conv_name,
-        linear_name=onednn.linear_name,
+        conv_name=onednn_conv.conv_name,
+        linear_name=onednn_linear.linear_name,
         pointwise_name=pointwise.pointwise_name,
     ),
 }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fxq.nn.geometry import ConvGeometry
-from fxq.nn.kernels import onednn, reference
+from fxq.nn.kernels import onednn_conv, reference
 from fxq.nn.kernels.kernel import Quantisation, Run, Weights
 from fxq.nn.kernels.post_op import conv_post_op
 
@@ -45,7 +45,7 @@ def depthwise_sum(
     geometry = ConvGeometry(channels, channels, kernel_size, stride, pads, (1, 1), channels)
     ones = torch.ones(channels, 1, *kernel_size, dtype=torch.int8)
     weights = Weights(ones, torch.full((channels,), 1.0 / divisor), None)
-    return onednn.conv(geometry, quantisation, weights, torch.Size((1, channels, 32, 32)))
+    return onednn_conv.conv(geometry, quantisation, weights, torch.Size((1, channels, 32, 32)))
 
 
 def pointwise(quantisation: Quantisation) -> Run:
@@ -82,7 +82,7 @@ def pointwise_name(quantisation: Quantisation) -> str:
     """The name of the kernel that ``pointwise`` builds, for large operands of equal shape."""
     if not _fits(quantisation):
         return "reference"
-    return onednn.conv_name(depthwise(_CHANNELS), quantisation)
+    return onednn_conv.conv_name(depthwise(_CHANNELS), quantisation)
 
 
 def _fits(quantisation: Quantisation) -> bool:
@@ -98,7 +98,7 @@ def _verified_convolution(quantisation: Quantisation, plain: Run) -> Run | None:
     """The unit convolution, or None if it differs from ``plain`` for any code or pair of codes."""
     ones = Weights(torch.ones(_CHANNELS, 1, 1, 1, dtype=torch.int8), torch.ones(_CHANNELS), None)
     shape = torch.Size((1, _CHANNELS, 1, SMALLEST // _CHANNELS))
-    convolution = onednn.conv(depthwise(_CHANNELS), quantisation, ones, shape)
+    convolution = onednn_conv.conv(depthwise(_CHANNELS), quantisation, ones, shape)
     codes, other = all_pairs()
     row = _row(codes.numel())
     q, residual = codes.as_strided(*row), other.as_strided(*row) if quantisation.epilogue.add else None

@@ -1,4 +1,4 @@
-"""int8 kernels of PyTorch's ``torch.ops.onednn`` operators, on plain u8 and s8 tensors.
+"""Convolutions with PyTorch's ``torch.ops.onednn`` operators, on plain u8 and s8 tensors.
 
 The operators take a few activations as a post-operation and write u8 in one pass. What they cannot do is arranged
 around them, with the same result:
@@ -6,7 +6,8 @@ around them, with the same result:
 - clipping activations (relu, relu6, hardtanh) where the post-operation does not exist: rounding is monotonic, so the
   codes are clipped instead of the real values;
 - other activations and additions: float32 out of the operator, the rest in float;
-- Conv1d runs as a Conv2d of height 1; padding that is not symmetric zeros is applied to the codes first;
+- 1 x 1 convolutions run as linear layers, other Conv1d as Conv2d of height 1;
+- padding that is not symmetric zeros is applied to the codes first;
 - transposed convolutions, empty batches and unbatched inputs: the reference kernel.
 
 The addition ("sum") overwrites its operand, and corrupts memory when that is smaller than the output. So it is given a
@@ -24,7 +25,9 @@ from torch import Tensor
 from fxq.nn.geometry import ConvGeometry
 from fxq.nn.kernels import reference
 from fxq.nn.kernels.kernel import Quantisation, Run, Weights
-from fxq.nn.kernels.post_op import PostOp, conv_post_op, linear_post_op
+from fxq.nn.kernels.onednn_common import finish, sum_output, unary_output
+from fxq.nn.kernels.onednn_linear import conv_as_linear, is_linear, linear_name
+from fxq.nn.kernels.post_op import PostOp, conv_post_op
 
 _Fallback = Callable[[], Run]  # builds the reference kernel on first use: few layers ever need it
 
@@ -33,31 +36,22 @@ def conv(geometry: ConvGeometry, quantisation: Quantisation, weights: Weights, x
     """(N, C, *spatial) or (C, *spatial) u8 -> u8 or float32; batched results are channels_last."""
     if geometry.transposed:
         return reference.conv(geometry, quantisation, weights, x_shape)
+    if is_linear(geometry):
+        return conv_as_linear(geometry, quantisation, weights)
     plan = conv_post_op(geometry, quantisation)
     fallback = functools.cache(lambda: reference.conv(geometry, quantisation, weights, x_shape))
     build = _conv_sum if plan.binary else _conv_unary
     return build(geometry, quantisation, weights, x_shape, plan, fallback)
 
 
-def linear(quantisation: Quantisation, weights: Weights) -> Run:
-    """(*, in) u8 -> (*, out) u8 or float32."""
-    plan = linear_post_op(quantisation)
-    fallback = functools.cache(lambda: reference.linear(quantisation, weights))
-    build = _linear_sum if plan.binary else _linear_unary
-    return build(quantisation, weights, plan, fallback)
-
-
 def conv_name(geometry: ConvGeometry, quantisation: Quantisation) -> str:
     """The name of the kernel that ``conv`` builds."""
     if geometry.transposed:
         return "reference"
+    if is_linear(geometry):
+        return linear_name(quantisation)
     operator = "qconv3d_pointwise" if geometry.dims == 3 else "qconv2d_pointwise"
     return conv_post_op(geometry, quantisation).describe(operator, quantisation.epilogue)
-
-
-def linear_name(quantisation: Quantisation) -> str:
-    """The name of the kernel that ``linear`` builds."""
-    return linear_post_op(quantisation).describe("qlinear_pointwise", quantisation.epilogue)
 
 
 def _conv_unary(
@@ -70,10 +64,10 @@ def _conv_unary(
 ) -> Run:
     operator = torch.ops.onednn.qconv_pointwise.default
     head, tail = _conv_arguments(geometry, quantisation, weights, x_shape)
-    arguments = (*head, *tail, *_unary_output(quantisation, plan))
+    arguments = (*head, *tail, *unary_output(quantisation, plan))
     rank = geometry.dims + 2
     prepare = _preparation(geometry, quantisation.input.zero_point)
-    finish = _finish(quantisation, plan)
+    finished = finish(quantisation, plan)
     flat = geometry.dims == 1
 
     def direct(q: Tensor, residual: Tensor | None) -> Tensor:
@@ -85,7 +79,7 @@ def _conv_unary(
         if q.dim() != rank or not q.numel():
             return fallback()(q, residual)
         y = operator(prepare(q), *arguments)
-        return finish(y.squeeze(2) if flat else y, residual)
+        return finished(y.squeeze(2) if flat else y, residual)
 
     needs_arranging = flat or geometry.padding is None or plan.in_float or plan.clip is not None
     return arranged if needs_arranging else direct
@@ -101,7 +95,7 @@ def _conv_sum(
 ) -> Run:
     operator = torch.ops.onednn.qconv2d_pointwise.binary
     head, tail = _conv_arguments(geometry, quantisation, weights, x_shape)
-    tail = (*tail, *_sum_output(quantisation, plan))
+    tail = (*tail, *sum_output(quantisation, plan))
     rank, out_channels = geometry.dims + 2, geometry.out_channels
     prepare = _preparation(geometry, quantisation.input.zero_point)
     flat = geometry.dims == 1
@@ -146,67 +140,6 @@ def _conv_arguments(
     return head, (weights.bias, stride, padding, dilation, geometry.groups)
 
 
-def _linear_unary(quantisation: Quantisation, weights: Weights, plan: PostOp, fallback: _Fallback) -> Run:
-    operator = torch.ops.onednn.qlinear_pointwise.default
-    arguments = (*_linear_head(quantisation, weights), weights.bias, *_unary_output(quantisation, plan))
-    finish = _finish(quantisation, plan)
-
-    def direct(q: Tensor, residual: Tensor | None) -> Tensor:
-        if residual is not None or not q.numel():
-            return fallback()(q, residual)
-        return operator(q, *arguments)  # type: ignore[no-any-return]
-
-    def arranged(q: Tensor, residual: Tensor | None) -> Tensor:
-        if not q.numel():
-            return fallback()(q, residual)
-        return finish(operator(q, *arguments), residual)
-
-    return arranged if plan.in_float or plan.clip is not None else direct
-
-
-def _linear_sum(quantisation: Quantisation, weights: Weights, plan: PostOp, fallback: _Fallback) -> Run:
-    operator = torch.ops.onednn.qlinear_pointwise.binary
-    head = _linear_head(quantisation, weights)
-    tail = (weights.bias, *_sum_output(quantisation, plan))
-    out_features = weights.weight.shape[0]
-
-    def run(q: Tensor, residual: Tensor | None) -> Tensor:
-        if not q.numel() or residual is None or residual.dtype is not torch.uint8:
-            return fallback()(q, residual)
-        shape = (*q.shape[:-1], out_features)
-        if residual.shape != shape:
-            return fallback()(q, residual)
-        accumulator = residual.clone(memory_format=torch.contiguous_format).view(-1, out_features)
-        y = operator(q.reshape(-1, q.shape[-1]), *head, accumulator, *tail)
-        if plan.clip is not None:
-            y.clamp_(*plan.clip)
-        return y.view(shape)  # type: ignore[no-any-return]
-
-    return run
-
-
-def _linear_head(quantisation: Quantisation, weights: Weights) -> tuple[object, ...]:
-    packed = torch.ops.onednn.qlinear_prepack(weights.weight.contiguous(), None)
-    w_zero_point = torch.zeros(weights.scale.numel(), dtype=torch.int32)
-    return quantisation.input.scale, quantisation.input.zero_point, packed, weights.scale, w_zero_point
-
-
-def _unary_output(quantisation: Quantisation, plan: PostOp) -> tuple[object, ...]:
-    """The operators' arguments from ``output_scale`` to the end."""
-    post_op = (plan.attr, list(plan.scalars), plan.algorithm)
-    if quantisation.output is None or plan.in_float:
-        return 1.0, 0, torch.float32, *post_op
-    return quantisation.output.scale, quantisation.output.zero_point, torch.uint8, *post_op
-
-
-def _sum_output(quantisation: Quantisation, plan: PostOp) -> tuple[object, ...]:
-    output, residual = quantisation.output, quantisation.residual
-    assert output is not None, "a plan adds codes only where codes come out"
-    assert residual is not None, "an epilogue that adds has residual parameters"
-    addend = (residual.scale, residual.zero_point, "sum", 1.0)
-    return output.scale, output.zero_point, torch.uint8, *addend, plan.attr, [], ""
-
-
 def _preparation(geometry: ConvGeometry, zero_point: int) -> Callable[[Tensor], Tensor]:
     """Explicit padding and the extra dimension of Conv1d, as far as they are needed."""
     padded, flat = geometry.padding is None, geometry.dims == 1
@@ -217,16 +150,3 @@ def _preparation(geometry: ConvGeometry, zero_point: int) -> Callable[[Tensor], 
     if flat:
         return lambda q: q.unsqueeze(2)
     return lambda q: q
-
-
-def _finish(quantisation: Quantisation, plan: PostOp) -> Run:
-    """What remains to be done after the operator; its result is a fresh tensor, so codes are clipped in place."""
-    if plan.in_float:
-        return quantisation.finish
-    clip = plan.clip
-
-    def clipped(y: Tensor, residual: Tensor | None) -> Tensor:
-        quantisation.epilogue.check(residual)
-        return y if clip is None else y.clamp_(*clip)
-
-    return clipped
