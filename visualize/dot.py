@@ -1,0 +1,179 @@
+"""Snapshots as DOT source: the same bytes for the same snapshot, whatever the model calls its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal, TypeVar
+
+import graphviz  # type: ignore[import-untyped]
+
+from fxq.errors import InputError
+from fxq.ir.diff import GraphDiff
+from fxq.ir.snapshot import GraphSnapshot, NodeRecord
+from fxq.visualize.changes import Changes, read_changes
+from fxq.visualize.clusters import Cluster, cluster_tree
+from fxq.visualize.escape import attribute, markup
+from fxq.visualize.fold import Folding, fold
+from fxq.visualize.label import label, tooltip
+from fxq.visualize.palette import EDGE, FAMILIES, FONT, INK, INT8_EDGE, MARKS, MUTED, Look, family, holds_codes
+
+Side = Literal["before", "after"]
+D = TypeVar("D", bound=graphviz.Digraph)
+
+_GRAPH: Final = {
+    "rankdir": "TB", "ranksep": "0.32", "nodesep": "0.28", "pad": "0.25", "fontname": FONT, "fontsize": "14",
+    "fontcolor": INK, "labelloc": "t", "labeljust": "l", "bgcolor": "white", "outputorder": "edgesfirst",
+}  # fmt: skip
+_NODE: Final = {
+    "shape": "box", "style": "rounded,filled", "fontname": FONT, "fontsize": "11", "fontcolor": INK, "height": "0.3",
+    "width": "0.9", "margin": "0.13,0.06", "gradientangle": "270",
+}  # fmt: skip
+_EDGE: Final = {"color": EDGE, "arrowsize": "0.6", "penwidth": "1.1"}
+_CLUSTER: Final = {
+    "style": "rounded,filled", "color": "#c9d0da", "fontname": FONT, "fontsize": "10", "fontcolor": MUTED,
+    "labeljust": "l", "margin": "10", "penwidth": "1",
+}  # fmt: skip
+_CLUSTER_FILLS: Final = ("#f7f8fa", "#eff2f6")
+
+
+def to_dot(
+    snapshot: GraphSnapshot,
+    *,
+    changes: GraphDiff | None = None,
+    side: Side | None = None,
+    title: str = "",
+    failed: str | None = None,
+    names: Mapping[int, str] | None = None,
+) -> str:
+    """Return the DOT source of a graph.
+
+    Every node of the graph is a box ``n<id>`` inside the box of its module. Constants (``get_attr``) and size
+    arithmetic are written into the boxes that use them.
+
+    Args:
+        snapshot: the graph; where ``changes`` is given, one of its two sides.
+        changes: mark what was added (``+``), removed (``-``) and changed (``~``, with the fields).
+        side: which side of ``changes`` this is; stands in the title.
+        title: stands above the graph.
+        failed: name of the node at which a pass failed; marked ``!``.
+        names: names for ids of nodes that are gone, used where a box says what it was made from.
+
+    Raises:
+        InputError: ``side`` is neither "before" nor "after".
+    """
+    graph = graphviz.Digraph("fxq")
+    draw(graph, snapshot, changes=changes, side=side, title=title, failed=failed, names=names)
+    return str(graph.source)
+
+
+def draw(
+    graph: D,
+    snapshot: GraphSnapshot,
+    *,
+    changes: GraphDiff | None = None,
+    side: Side | None = None,
+    title: str = "",
+    failed: str | None = None,
+    names: Mapping[int, str] | None = None,
+) -> D:
+    """Draw a snapshot into an empty ``graphviz.Digraph`` and return it; arguments as for :func:`to_dot`."""
+    if side not in (None, "before", "after"):
+        raise InputError(f"a diagram has no side {side!r}", fix='give "before", "after" or None')
+    folding = fold(snapshot)
+    marks = read_changes(snapshot, changes, failed, names)
+    heading = " \u2014 ".join(filter(None, [title, side]))
+    graph.attr("graph", label=_title(heading, snapshot, folding, marks), **_GRAPH)
+    graph.attr("node", **_NODE)
+    graph.attr("edge", **_EDGE)
+    _draw_cluster(graph, cluster_tree(folding), folding, marks, _counter(), 0)
+    _draw_edges(graph, folding, marks)
+    return graph
+
+
+def _title(heading: str, snapshot: GraphSnapshot, folding: Folding, marks: Changes) -> str:
+    """The heading, the size of the graph, and a legend of what appears in it."""
+    count = f"{snapshot.stage} graph, {len(snapshot)} nodes"
+    if folding.folded:
+        count += f", {len(folding.folded)} of them written into others"
+    lines = [f"<b>{markup(heading)}</b>"] if heading else []
+    lines.append(_small(markup(count)))
+    lines.append(_small(" &nbsp; ".join(_legend(snapshot, folding, marks))))
+    lines.append('<font point-size="6"> </font>')
+    return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
+
+
+def _legend(snapshot: GraphSnapshot, folding: Folding, marks: Changes) -> Iterator[str]:
+    for status, mark in MARKS.items():
+        count = sum(marks.of(n) == status for n in snapshot.nodes)
+        if count:
+            yield f'<font color="{mark.colour}"><b>{mark.glyph} {count} {mark.look.name}</b></font>'
+    present = {family(n) for n in folding.drawn if marks.of(n) is None}
+    looks = {look.name: look for key, look in FAMILIES.items() if key in present}
+    for look in looks.values():
+        yield f'<font color="{look.border}">{look.sign}</font> {look.name}'
+
+
+def _small(text: str) -> str:
+    return f'<font point-size="10" color="{MUTED}">{text}</font>'
+
+
+def _counter() -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += 1
+
+
+def _draw_cluster(
+    graph: graphviz.Digraph, cluster: Cluster, folding: Folding, marks: Changes, ids: Iterator[int], depth: int
+) -> None:
+    for member in cluster.members:
+        if isinstance(member, NodeRecord):
+            _draw_node(graph, member, cluster.path, folding, marks)
+            continue
+        with graph.subgraph(name=f"cluster_{next(ids)}") as inner:
+            text = f"<{markup(member.path)}>"
+            fill = _CLUSTER_FILLS[depth % 2]
+            inner.attr("graph", label=text, tooltip=attribute(member.path), fillcolor=fill, **_CLUSTER)
+            _draw_cluster(inner, member, folding, marks, ids, depth + 1)
+
+
+def _draw_node(graph: graphviz.Digraph, node: NodeRecord, cluster: str, folding: Folding, marks: Changes) -> None:
+    status = marks.of(node)
+    look = MARKS[status].look if status else FAMILIES[family(node)]
+    more = {"peripheries": "2"} if family(node) in ("quantise", "dequantise") else {}
+    graph.node(
+        f"n{node.id}", label(node, cluster, folding, marks), tooltip=tooltip(node, marks), fillcolor=look.fill,
+        color=look.border, penwidth=f"{look.width:g}", style=_style(look), **more,
+    )  # fmt: skip
+
+
+def _style(look: Look) -> str:
+    return "rounded,filled,dashed" if look.dashed else "rounded,filled"
+
+
+def _draw_edges(graph: graphviz.Digraph, folding: Folding, marks: Changes) -> None:
+    previous = None
+    by_id = {n.id: n for n in folding.drawn}
+    for node in folding.drawn:
+        drawn = folding.drawn_inputs(node)
+        for source in dict.fromkeys(drawn):
+            attributes = _edge_look(by_id[source], node, marks)
+            if source == previous:  # keeps a chain straight, and skips beside it
+                attributes["weight"] = "6"
+            graph.edge(f"n{source}", f"n{node.id}", **attributes)
+        if not drawn:
+            for source in folding.origins(node):
+                graph.edge(f"n{source}", f"n{node.id}", style="dotted", tooltip="size only")
+        previous = node.id
+
+
+def _edge_look(source: NodeRecord, node: NodeRecord, marks: Changes) -> dict[str, str]:
+    ends = (marks.of(source), marks.of(node))
+    for status in ("removed", "added"):
+        if status in ends:
+            style = {"style": "dashed"} if status == "removed" else {}
+            return {"color": MARKS[status].colour, "penwidth": "1.6", **style}
+    if (source.id, node.id) in marks.rewired:
+        return {"color": MARKS["changed"].colour, "penwidth": "1.6"}
+    return {"color": INT8_EDGE} if holds_codes(source.value) else {}

@@ -1,0 +1,102 @@
+"""Colours and line styles of the diagrams: families of operations, and marks of change on top of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fxq import nn as fnn
+from fxq.ir.snapshot import NodeRecord
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a box is drawn.
+
+    Attributes:
+        fill: one colour, or two with a colon between them for a gradient from top to bottom.
+        border, width, dashed: the line around the box; the width is in points.
+        name: what the legend calls it; the same for looks that share an entry.
+        sign: stands before the name in the legend, in the colour of the border.
+    """
+
+    fill: str
+    border: str
+    name: str
+    sign: str = "\u25a0"
+    width: float = 1.0
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a change is drawn: a glyph, a border and a colour, so that no reader depends on one of them."""
+
+    glyph: str
+    look: Look
+
+    @property
+    def colour(self) -> str:
+        """The colour of the glyph, the border and the notes."""
+        return self.look.border
+
+
+INK: Final = "#1f2733"
+MUTED: Final = "#687385"
+EDGE: Final = "#7c8798"
+INT8_EDGE: Final = "#7a5cc0"
+FONT: Final = "Helvetica,Arial,sans-serif"
+
+_FLOAT: Final = "#ffffff"
+_INT8: Final = "#e6ddfa"
+
+_HOLLOW: Final = "\u25a1"
+_DOUBLE: Final = "\u25a3"
+
+FAMILIES: Final[dict[str, Look]] = {
+    "io": Look("#e9ecf1", "#8a94a6", "input or output"),
+    "layer": Look("#dfebfb", "#5b86c4", "float layer"),
+    "float": Look(_FLOAT, "#a9b2c0", "float operation", _HOLLOW),
+    "observer": Look("#fdfde0", "#a3a033", "observer"),
+    "quantise": Look(f"{_FLOAT}:{_INT8}", INT8_EDGE, "quantise or dequantise", _DOUBLE),
+    "dequantise": Look(f"{_INT8}:{_FLOAT}", INT8_EDGE, "quantise or dequantise", _DOUBLE),
+    "qdq": Look("#f7f4fe", INT8_EDGE, "int8 weights, float arithmetic", _HOLLOW),
+    "int8": Look(_INT8, INT8_EDGE, "int8"),
+    "scalar": Look("#f6f7f9", "#c3cad4", "size or constant", _HOLLOW),
+}
+
+MARKS: Final[dict[str, Mark]] = {
+    "added": Mark("+", Look("#ddf5e3", "#17803a", "added", width=2.2)),
+    "removed": Mark("-", Look("#fde4e4", "#c4222c", "removed", width=1.8, dashed=True)),
+    "changed": Mark("~", Look("#fff0cf", "#a86400", "changed", width=2.2)),
+    "failed": Mark("!", Look("#f9c9c9", "#8c0009", "failed here", width=4.0)),
+}
+
+_QDQ: Final = frozenset(c.__name__ for c in fnn.QDQ_LAYERS.values())
+_CODES: Final = ("u8[", "s8[")
+
+
+def holds_codes(value: str) -> bool:
+    """Whether a value, as a snapshot describes it, is a tensor of int8 codes."""
+    return value.startswith(_CODES)
+
+
+def family(node: NodeRecord) -> str:
+    """Return the key of ``FAMILIES`` that a node belongs to."""
+    if node.op in ("placeholder", "output"):
+        return "io"
+    if node.op == "get_attr":
+        return "scalar"
+    if node.kind == fnn.quantize.__name__:
+        return "quantise"
+    if node.kind == fnn.dequantize.__name__:
+        return "dequantise"
+    if node.op != "call_module":
+        return "int8" if holds_codes(node.value) else "float"
+    if node.kind in _QDQ:
+        return "qdq"
+    if node.kind.endswith("Observer"):
+        return "observer"
+    if (node.kind in fnn.__all__ and node.kind.startswith("Q")) or holds_codes(node.value):
+        return "int8"
+    return "layer" if node.digest else "float"
