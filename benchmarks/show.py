@@ -18,7 +18,7 @@ import torch
 from rich.table import Table
 
 from benchmarks.measure import Entry, Run
-from fxq.analysis.timing import format_time
+from fxq.analysis.timing import format_time, noise_warning
 
 _FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _PACKAGES = ("fxq", "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
@@ -35,10 +35,10 @@ def table(run: Run) -> Table:
     for entry in run.entries:
         if entry.row is not None:
             shown.add_row(entry.title, *_cells(entry))
-    failures = [entry for entry in run.entries if entry.row is None]
-    if failures:
-        shown.caption = "\n".join(f"{entry.title}: {reason(entry)}" for entry in failures)
-        shown.caption_justify = "left"
+    notes = [f"{entry.title}: {reason(entry)}" for entry in run.entries if entry.row is None]
+    warning = noise_warning(entry.row for entry in run.entries if entry.row is not None)
+    shown.caption = "\n".join([*notes, warning] if warning else notes) or None
+    shown.caption_justify = "left"
     return shown
 
 

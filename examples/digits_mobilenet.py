@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -41,7 +40,7 @@ def main() -> None:
     }
     console.print(comparison(models, digits, budget_s=options.budget))
     console.print("diagrams of the graph before and after each pass:")
-    for path in sorted(Path(options.diagrams).iterdir()):
+    for path in fxq.report(models["int8"]).diagrams:
         console.print(f"  {path}")
 
 

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree
 
-from fxq.analysis.timing import Row, format_time, interleave, summarise
+from fxq.analysis.timing import Row, format_time, interleave, noise_warning, summarise
 from fxq.errors import InputError
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
 
@@ -49,6 +49,7 @@ class BenchmarkResult:
         shapes = ", ".join(str(list(shape)) for shape in self.shapes)
         threads = f"{self.threads} thread" + ("s" if self.threads != 1 else "")
         table = Table(title=f"Latency: input {shapes}, {threads}, torch {self.torch_version}", title_justify="left")
+        table.caption, table.caption_justify = noise_warning(self.rows), "left"
         table.add_column("model")
         for heading in ("median", "spread (IQR)", "min", "speed-up"):
             table.add_column(heading, justify="right", no_wrap=True)

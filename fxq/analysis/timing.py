@@ -11,12 +11,13 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _MIN_ROUNDS = 5
 _MAX_ROUNDS = 2000
 _CALLS_PER_TURN = 3
+_NOISY_SPREAD = 0.5
 _SHORTEST_SAMPLE_S = 200e-6
 
 
@@ -34,6 +35,11 @@ class Row:
     min_s: float
     ratio: float
     samples: int
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the spread is more than half of the median: other work ran on the machine, do not trust the ratio."""
+        return self.iqr_s > _NOISY_SPREAD * self.median_s
 
 
 def interleave(
@@ -62,6 +68,12 @@ def interleave(
         if done >= _MIN_ROUNDS and spent + spent / done > budget_s:
             break
     return samples
+
+
+def noise_warning(rows: Iterable[Row]) -> str | None:
+    """Return a sentence that names the rows whose timings are too noisy to compare, None where there are none."""
+    noisy = [row.name for row in rows if row.noisy]
+    return f"noisy, measure again on an idle machine: {', '.join(noisy)}" if noisy else None
 
 
 def summarise(samples: Mapping[str, Sequence[float]]) -> tuple[Row, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fxq.analysis.timing import format_time, interleave, summarise
+from fxq.analysis.timing import format_time, interleave, noise_warning, summarise
 
 
 class Clock:
@@ -81,6 +81,13 @@ def test_rows_hold_median_spread_minimum_and_the_ratio_to_the_first() -> None:
     first, second = summarise({"float": [4.0, 2.0, 3.0, 5.0, 100.0], "int8": [1.0]})
     assert (first.median_s, first.iqr_s, first.min_s, first.ratio, first.samples) == (4.0, 2.0, 2.0, 1.0, 5)
     assert (second.median_s, second.iqr_s, second.min_s, second.ratio, second.samples) == (1.0, 0.0, 1.0, 4.0, 1)
+
+
+def test_a_wide_spread_is_called_noisy() -> None:
+    steady, wild = summarise({"steady": [1.0, 1.1, 1.2], "wild": [1.0, 1.1, 9.0]})
+    assert not steady.noisy
+    assert noise_warning([steady]) is None
+    assert noise_warning([steady, wild]) == "noisy, measure again on an idle machine: wild"
 
 
 @pytest.mark.parametrize(
