@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -87,4 +88,4 @@ def _renamed_only(old: NodeRecord, new: NodeRecord) -> bool:
 
 
 def _without_names(args: str) -> str:
-    return ", ".join("%" if part.lstrip("([").startswith("%") else part for part in args.split(", "))
+    return re.sub(r"%\w+", "%", args)

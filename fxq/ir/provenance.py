@@ -52,13 +52,20 @@ def set_node_info(node: fx.Node, info: NodeInfo) -> None:
 
 
 def ensure_ids(gm: fx.GraphModule) -> None:
-    """Give every node that lacks one an id, and its module path and source line as the tracer noted them."""
-    next_id = graph_state(gm).next_id
+    """Give every node that lacks an id of its own one, and its module path and source line as the tracer noted them.
+
+    A copy that torch.fx made of a node carries the id of the original: the first in the graph keeps it.
+    """
+    known = [node_info(n) for n in gm.graph.nodes if INFO_KEY in n.meta]
+    next_id = max([graph_state(gm).next_id, *(info.id + 1 for info in known)])
+    seen: set[int] = set()
     for node in gm.graph.nodes:
-        if INFO_KEY in node.meta:
-            continue
-        set_node_info(node, NodeInfo(next_id, _traced_path(node), node.meta.get(SOURCE_KEY)))
-        next_id += 1
+        info = node.meta.get(INFO_KEY) or NodeInfo(-1, _traced_path(node), node.meta.get(SOURCE_KEY))
+        if info.id < 0 or info.id in seen:
+            info = replace(info, id=next_id)
+            next_id += 1
+            set_node_info(node, info)
+        seen.add(info.id)
     set_graph_state(gm, next_id=next_id)
 
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import fx
 
-from fxq.errors import PassError
+from fxq.errors import CalibrationError, PassError, TargetError
 from fxq.ir.matcher import RuleTable, apply_rules
 from fxq.ir.rewriter import Matched, Refused, Rewriter
-from fxq.ir.snapshot import take_snapshot
+from fxq.ir.snapshot import GraphSnapshot, take_snapshot
 from fxq.ir.stage import Stage, set_graph_state, stage_of
 from fxq.ir.text import excerpt
 from fxq.manager.context import PassContext
@@ -91,6 +91,8 @@ class Pass(ABC):
 
         Raises:
             PassError: ``gm`` is at another stage, or the pass failed; names the node and shows the graph around it.
+            CalibrationError: the pass calibrates, and the data is missing or not usable.
+            TargetError: the pass lowers to a target that is unknown or that this machine cannot run.
         """
         context = context or PassContext(inputs=normalise_inputs(gm, example_inputs))
         check_stage(self, gm)
@@ -102,10 +104,10 @@ class Pass(ABC):
         try:
             self.rewrite(rw, PassContext(context.inputs, context.calibration, context.progress, notes.append))
             out = rw.finish()
-        except PassError:
+        except (PassError, CalibrationError, TargetError):  # about the user's data or machine, and clear as it is
             raise
         except Exception as error:
-            raise _failure(self, rw, error) from error
+            raise _failure(self, rw, before, error) from error
         seconds = time.perf_counter() - start
         if self.produces is not None:
             set_graph_state(out, stage=max(self.produces, stage_of(gm)))
@@ -140,8 +142,11 @@ def check_stage(p: Pass, gm: fx.GraphModule) -> None:
     )
 
 
-def _failure(p: Pass, rw: Rewriter, error: Exception) -> PassError:
-    snapshot = take_snapshot(rw.gm)
+def _failure(p: Pass, rw: Rewriter, before: GraphSnapshot, error: Exception) -> PassError:
+    try:
+        snapshot = take_snapshot(rw.gm)
+    except (AttributeError, LookupError):  # the edits broke the graph: show it as it was
+        snapshot = before
     current = rw.current
     where = next((n.module_path for n in snapshot.nodes if n.name == current), "")
     place = f"node `{current}`, module `{where or 'the root'}`" if current else "outside any rule"

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
-from fxq.errors import InputError, PassError, nearest
-from fxq.ir.metrics import distance
+from fxq.errors import CalibrationError, FxqError, InputError, PassError, TargetError, nearest
+from fxq.ir.metrics import Distance, distance
 from fxq.ir.snapshot import take_snapshot
 from fxq.manager.base import Pass, PassResult
 from fxq.manager.context import PassContext
 from fxq.manager.record import PassRecord
 from fxq.manager.report import Report
 from fxq.manager.running import run_on_copy
-from fxq.manager.verify import check_output, check_shapes, check_structure
+from fxq.manager.verify import check_output, check_shapes, check_structure, run_rewritten
 from fxq.tracing import normalise_inputs
 
 Step = "Pass | PassManager"
@@ -99,6 +99,7 @@ class PassManager:
         Raises:
             PassError: a pass failed; ``error.report`` holds everything up to and including it.
             VerifyError: a pass ran, but what it made does not hold what it promises; likewise.
+            CalibrationError, TargetError: as the pass raised them.
         """
         context = context or PassContext(inputs=normalise_inputs(gm, example_inputs))
         run = _Run(context, self.verify, report if report is not None else Report(), on_pass)
@@ -120,7 +121,7 @@ class PassManager:
         self._ensure_outputs(gm, run)
         try:
             out, record = p(gm, context=run.context)
-        except PassError as error:
+        except (PassError, CalibrationError, TargetError) as error:
             self._record(_failed(p, gm, error), run, prefix)
             raise
         try:
@@ -151,14 +152,13 @@ class PassManager:
         inputs = run.context.inputs
         if inputs is None or not record.modified:
             return record
-        output = run_on_copy(after, inputs)
+        output = run_rewritten(p, after, inputs)
         if run.verify and self.verify:
             check_shapes(p, before, after)
-            step = check_output(p, before, after, run.latest, output, inputs)
-        else:
-            step = distance(run.latest, output)
+            check_output(p, before, after, run.latest, output, inputs)
+        step, total = _distance(run.latest, output), _distance(run.original, output)
         run.latest = output
-        return replace(record, after=take_snapshot(after), step=step, total=distance(run.original, output))
+        return replace(record, after=take_snapshot(after), step=step, total=total)
 
     # -- changing the pipeline ---------------------------------------------------------------------------------
 
@@ -211,6 +211,8 @@ class PassManager:
             if p.name != head:
                 out.append(p)
                 continue
+            if tail and not isinstance(p, PassManager):
+                break  # a pass has nothing inside it
             found = True
             out += [p._edit(tail, edit)] if tail and isinstance(p, PassManager) else edit(p)
         if not found:
@@ -222,7 +224,15 @@ class PassManager:
         return PassManager(passes, verify=self.verify, name=self.name)
 
 
-def _failed(p: Pass, gm: fx.GraphModule, error: PassError) -> PassRecord:
+def _distance(reference: Any, actual: Any) -> Distance | None:
+    """The distance of two outputs; None where an unchecked pass changed their structure."""
+    try:
+        return distance(reference, actual)
+    except ValueError:
+        return None
+
+
+def _failed(p: Pass, gm: fx.GraphModule, error: FxqError) -> PassRecord:
     snapshot = take_snapshot(gm)
     return PassRecord(p.name, repr(p), p.numerics.value, snapshot, snapshot, error=str(error))
 

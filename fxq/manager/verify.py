@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxq.errors import VerifyError
+from fxq.errors import GraphError, VerifyError
 from fxq.ir.metrics import Distance, distance
 from fxq.ir.provenance import NodeInfo, node_info
 from fxq.ir.shapes import tensor_spec
@@ -34,9 +34,23 @@ def check_structure(p: Pass, gm: fx.GraphModule) -> None:
         raise _error(p, gm, node, f"left a graph that its stage does not allow: {reason}")
 
 
+def run_rewritten(p: Pass, gm: fx.GraphModule, inputs: ModelInputs) -> Any:
+    """Run the graph that ``p`` made.
+
+    Raises:
+        VerifyError: a node of it fails.
+    """
+    try:
+        return run_on_copy(gm, inputs)
+    except GraphError as error:
+        why = "\n".join(filter(None, [error.what, error.why]))
+        failing = next((n for n in gm.graph.nodes if f"`{n.name}`" in error.what), None)
+        raise _error(p, gm, failing, f"left a graph that fails: {why}") from error
+
+
 def check_output(
     p: Pass, before: fx.GraphModule, after: fx.GraphModule, old: Any, new: Any, inputs: ModelInputs
-) -> Distance:
+) -> None:
     """Compare the outputs before and after a pass with what the pass promises.
 
     Raises:
@@ -46,10 +60,9 @@ def check_output(
         step = distance(old, new)
     except ValueError as error:
         raise _error(p, after, None, f"changed the structure of the output: {error}") from error
-    if holds(p.numerics, step):
-        return step
-    node = first_difference(p, before, after, inputs)
-    raise _error(p, after, node, f"promises {p.numerics.value} and changed the output: {_amount(step)}")
+    if not holds(p.numerics, step):
+        node = first_difference(p, before, after, inputs)
+        raise _error(p, after, node, f"promises {p.numerics.value} and changed the output: {_amount(step)}")
 
 
 def holds(numerics: Numerics, step: Distance) -> bool:
