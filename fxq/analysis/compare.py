@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,7 +106,7 @@ class Comparison:
         total = ("output", "", "", *_numbers(self.output))
         headings = ("layer", "kind", "reference", "SQNR", "cosine", "max error", "max value")
         for i, (heading, footer) in enumerate(zip(headings, total, strict=True)):
-            table.add_column(heading, footer, justify="left" if i < 3 else "right", no_wrap=i >= 3)
+            table.add_column(heading, footer, justify="left" if i < 3 else "right", overflow="fold", no_wrap=i >= 3)
         for layer in self.layers:
             table.add_row(layer.module_path or layer.name, layer.kind, layer.reference, *_numbers(layer))
         return table
@@ -181,7 +180,7 @@ class _Pair:
         self._reference = reference
         self._compiled = compiled
         self._matching: Matching = match_nodes(reference, compiled)
-        self._codes = _code_parameters(compiled)
+        self._expected_codes, self._codes = _Codes(reference), _Codes(compiled)
         self._quantised = {n.args[0]: n for n in reversed(compiled.graph.nodes) if n.target is quantize}
         self._sums: dict[fx.Node, ErrorSums] = {}
         self._uncompared: dict[fx.Node, str] = {}
@@ -195,7 +194,7 @@ class _Pair:
 
         def keep(node: fx.Node, value: Any) -> None:
             if node in wanted:  # cloned, as a later operation may write into it
-                self._values[node] = [t.clone() for t in _real_tensors(value)]
+                self._values[node] = [t.clone() for t in self._expected_codes.real(node, value)]
 
         expected = _run(self._reference, inputs, keep)
         actual = _run(self._compiled, inputs, self._look)
@@ -229,16 +228,14 @@ class _Pair:
             self._compare(node, value)
 
     def _compare(self, node: fx.Node, value: Any) -> None:
-        if isinstance(value, Tensor) and value.dtype is torch.uint8 and node in self._codes:
-            value = dequantize(value, self._codes[node].scale, self._codes[node].zero_point)
-        tensors = list(_real_tensors(value))
-        if not tensors:
+        tensors = self._codes.real(node, value)
+        if not tensors or node.op == "placeholder":
             return
         if node in self._matching.unmatched:
             self._uncompared[node] = self._matching.unmatched[node]
-        expected = self._values.pop(self._matching.pairs[node], []) if node in self._matching.pairs else []
-        if not expected:
+        if node not in self._matching.pairs:
             return
+        expected = self._values.pop(self._matching.pairs[node])
         try:
             self._sums.setdefault(node, ErrorSums()).add(expected, tensors)
         except ValueError as error:
@@ -258,23 +255,27 @@ def _run(gm: fx.GraphModule, inputs: ModelInputs, watch: Any) -> Any:
         return run_recorded(gm, inputs.args, dict(inputs.kwargs), watch)
 
 
-def _code_parameters(gm: fx.GraphModule) -> dict[fx.Node, QParams]:
-    """Return scale and zero point of each value that may be codes: its module's, or those of what it only moves."""
-    found: dict[fx.Node, QParams] = {}
-    for node in gm.graph.nodes:
-        module = get_module(gm, node)
-        output = getattr(getattr(module, "quantisation", module), "output", None)
-        if node.target is quantize:
-            found[node] = QParams(float(node.args[1]), int(node.args[2]))
-        elif isinstance(output, QParams):
-            found[node] = output
-        elif node.all_input_nodes and node.all_input_nodes[0] in found:
-            found[node] = found[node.all_input_nodes[0]]
-    return found
+class _Codes:
+    """Knows the scale and zero point of every value of a graph that may be codes."""
 
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self._found: dict[fx.Node, QParams] = {}
+        for node in gm.graph.nodes:
+            module = get_module(gm, node)
+            output = getattr(getattr(module, "quantisation", module), "output", None)
+            if node.target is quantize:
+                self._found[node] = QParams(float(node.args[1]), int(node.args[2]))
+            elif isinstance(output, QParams):
+                self._found[node] = output
+            elif node.all_input_nodes and node.all_input_nodes[0] in self._found:  # moves the codes of its input
+                self._found[node] = self._found[node.all_input_nodes[0]]
 
-def _real_tensors(value: Any) -> Iterator[Tensor]:
-    return (t for t in tensors_in(value) if t.is_floating_point())
+    def real(self, node: fx.Node, value: Any) -> list[Tensor]:
+        """Return the floating point tensors in the value of ``node``, codes dequantised."""
+        parameters = self._found.get(node)
+        if isinstance(value, Tensor) and value.dtype is torch.uint8 and parameters is not None:
+            value = dequantize(value, parameters.scale, parameters.zero_point)
+        return [t for t in tensors_in(value) if t.is_floating_point()]
 
 
 def _error(name: str, path: str, kind: str, reference: str, d: Distance) -> LayerError:

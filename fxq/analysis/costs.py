@@ -147,7 +147,7 @@ class Profile:
             "size",
         )
         for i, (heading, footer) in enumerate(zip(headings, total, strict=True)):
-            table.add_column(heading, footer, justify="left" if i < 3 else "right", no_wrap=i >= 2)
+            table.add_column(heading, footer, justify="left" if i < 3 else "right", overflow="fold", no_wrap=i >= 2)
         for layer in self.layers:
             shapes = ", ".join(map(str, layer.outputs))
             table.add_row(_label(layer), layer.kind, Text(shapes), *_counts(layer))

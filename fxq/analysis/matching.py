@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxq.ir.identify import identify
-from fxq.ir.ops import MOVES
+from fxq.ir.ops import DROPOUTS, IDENTITY_TYPES, MOVES
 from fxq.ir.provenance import NodeInfo, node_info
-from fxq.nn import QLookup, dequantize, quantize
+from fxq.nn import QLookup, QMaxPool, QPad, dequantize, quantize
 from fxq.quant.observers import Observer
+
+_NO_ERROR_OF_THEIR_OWN = (Observer, QMaxPool, QPad, *IDENTITY_TYPES)
 
 FUSED_ELSEWHERE = "several operations in one, and the graph was not compiled from this reference"
 
@@ -32,8 +34,8 @@ class Matching:
 def match_nodes(reference: fx.GraphModule, compiled: fx.GraphModule) -> Matching:
     """Match the operations of ``compiled``, whose nodes have ids as those of ``reference`` do.
 
-    Left out are operations that only move values, whose error is that of their input, and quantise, dequantise and
-    observer nodes, whose error belongs to the operation before them.
+    Left out are operations that only move values and dropouts, whose error is that of their input, and quantise,
+    dequantise and observer nodes, whose error belongs to the operation before them.
     """
     layers = [n for n in compiled.graph.nodes if n.op.startswith("call_") and not _passes_through(n, compiled)]
     if _one_history(reference, compiled):
@@ -47,7 +49,7 @@ def _passes_through(node: fx.Node, gm: fx.GraphModule) -> bool:
     call = identify(node, gm)
     if isinstance(call.module, QLookup):
         return call.module.function == "identity"  # changes the scale only
-    return isinstance(call.module, Observer) or call.kind in MOVES
+    return isinstance(call.module, _NO_ERROR_OF_THEIR_OWN) or call.kind in MOVES or call.kind in DROPOUTS
 
 
 def _one_history(reference: fx.GraphModule, compiled: fx.GraphModule) -> bool:

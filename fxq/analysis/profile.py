@@ -8,7 +8,7 @@ values) and the int8 modules run on the real inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from fxq.analysis.costs import LayerCost, Profile
 from fxq.analysis.counting import ProductCounter, int8_macs
-from fxq.analysis.running import evaluation, isolate
+from fxq.analysis.running import evaluation, isolate, plain_modules
 from fxq.errors import GraphError, InputError, TraceError
 from fxq.ir.identify import identify
 from fxq.ir.metrics import tensors_in
@@ -150,8 +150,22 @@ def _run_fake(gm: fx.GraphModule, inputs: ModelInputs, on_meta: bool) -> dict[st
         def fake(tensor: Tensor) -> Tensor:
             return mode.from_tensor(tensor.to("meta") if on_meta else tensor)
 
+        _exchange_tensors(gm, fake)
         args, kwargs = tree_map_only(Tensor, fake, (inputs.args, inputs.kwargs))
         return _run_on(gm, ModelInputs(args, kwargs))
+
+
+def _exchange_tensors(gm: fx.GraphModule, fake: Callable[[Tensor], Tensor]) -> None:
+    """Put fake parameters and buffers in the place of the real ones, until the modules' attributes are restored.
+
+    Fake tensor mode does read real ones, but a write into a real scalar (a counter of calls) would go through.
+    """
+    for module in plain_modules(gm):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in tables:
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = fake(tensor)
 
 
 def _run_on(gm: fx.GraphModule, inputs: ModelInputs) -> dict[str, _NodeRun]:

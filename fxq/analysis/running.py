@@ -26,9 +26,14 @@ def evaluation(gm: fx.GraphModule) -> Iterator[None]:
     """
     with preserved(gm), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
         torch.manual_seed(0)
-        for module in gm.modules():
+        for module in plain_modules(gm):
             module.training = False
         yield
+
+
+def plain_modules(gm: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules whose attributes are Python's: those of a TorchScript module could not be put back."""
+    return (m for m in gm.modules() if not isinstance(m, torch.jit.ScriptModule))
 
 
 def isolate(gm: fx.GraphModule) -> fx.GraphModule:
