@@ -18,9 +18,11 @@ class Distance:
         equal: bit for bit the same (NaN equal to NaN).
         sqnr_db: 10 log10(sum(reference^2) / sum((reference - actual)^2)) in dB; ``inf`` where equal.
         cosine: cosine of the angle between the two, as flat vectors.
-        max_abs: largest absolute difference.
+        max_abs: largest absolute difference; ``inf`` where one of the two is NaN.
         scale: largest absolute value of the reference.
         eps: the coarsest machine epsilon among the reference's floating dtypes; 0 where it has none.
+
+    NaN or an infinity at the same place in both counts as equal, and for nothing in the sums.
     """
 
     equal: bool
@@ -57,32 +59,33 @@ def distance(reference: Any, actual: Any) -> Distance:
     for r, a in pairs:
         if r.shape != a.shape:
             raise ValueError(f"shapes differ: {tuple(r.shape)} and {tuple(a.shape)}")
-        same = r.dtype == a.dtype and bool(torch.equal(r, a) or (torch.equal(r.isnan(), a.isnan()) and _same(r, a)))
+        same = r.dtype == a.dtype and bool(torch.equal(r, a) or torch.equal(_without_nan(r), _without_nan(a)))
         equal = equal and same
         if not r.numel():
             continue
         x, y = r.detach().double().flatten(), a.detach().double().flatten()
-        if torch.equal(x.isnan(), y.isnan()):
-            x, y = x.nan_to_num(), y.nan_to_num()
-        d = torch.zeros_like(x) if same else x - y
+        alike = ~x.isfinite() & ((x == y) | (x.isnan() & y.isnan()))
+        x, y = x.masked_fill(alike, 0.0), y.masked_fill(alike, 0.0)
+        d = x - y
         signal += float(x @ x)
         noise += float(d @ d)
         dot += float(x @ y)
         other += float(y @ y)
-        worst = max(worst, float(d.abs().max()))
+        worst = max(worst, float(d.abs().nan_to_num(nan=math.inf).max()))
         scale = max(scale, float(x.abs().max()))
     cosine = 1.0 if equal else dot / math.sqrt(signal * other) if signal * other > 0 else 0.0
     eps = max((torch.finfo(r.dtype).eps for r, _ in pairs if r.is_floating_point()), default=0.0)
     return Distance(equal, _decibel(signal, noise), cosine, worst, scale, eps)
 
 
-def _same(r: torch.Tensor, a: torch.Tensor) -> bool:
-    return torch.equal(torch.nan_to_num(r), torch.nan_to_num(a))
+def _without_nan(x: torch.Tensor) -> torch.Tensor:
+    """A pair of tensors, NaN told from every number, so that two NaN are equal."""
+    return torch.stack([x.isnan().to(x.dtype), x.masked_fill(x.isnan(), 0)])
 
 
 def _decibel(signal: float, noise: float) -> float:
     if noise == 0.0:
         return math.inf
-    if math.isnan(noise) or signal == 0.0:
+    if not math.isfinite(noise) or signal == 0.0:
         return -math.inf
     return 10.0 * math.log10(signal / noise)
