@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import graphviz  # type: ignore[import-untyped]
@@ -12,7 +13,7 @@ from fxq.ir.diff import GraphDiff
 from fxq.ir.rewriter import copy_graph_module
 from fxq.ir.snapshot import GraphSnapshot, take_snapshot
 from fxq.ir.text import graph_text
-from fxq.visualize.dot import Side, draw
+from fxq.visualize.dot import Side, draw, to_dot
 from fxq.visualize.render import draw_picture
 
 _SVG = "image/svg+xml"
@@ -27,6 +28,7 @@ class Diagram(graphviz.Digraph):  # type: ignore[misc]
     """
 
     text: str = ""
+    simpler: Callable[[], str] | None = None
     timeout_s: float = 10.0
 
     def _repr_mimebundle_(
@@ -36,7 +38,7 @@ class Diagram(graphviz.Digraph):  # type: ignore[misc]
         bundle: dict[str, bytes | str] = {}
         why = ""
         if _SVG in wanted:
-            picture = draw_picture(self.source, "svg", self.timeout_s)
+            picture = draw_picture(self.source, "svg", self.timeout_s, self.simpler)
             if picture.data is not None:
                 bundle[_SVG] = picture.data.decode("utf-8")
             why = picture.note
@@ -66,4 +68,5 @@ def diagram(
     snapshot = graph if isinstance(graph, GraphSnapshot) else take_snapshot(copy_graph_module(graph))
     out = draw(Diagram("fxq"), snapshot, changes=changes, side=side, title=title)
     out.text = graph_text(snapshot)
+    out.simpler = partial(to_dot, snapshot, changes=changes, side=side, title=title, outline=True)
     return out

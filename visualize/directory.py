@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +13,8 @@ from fxq.errors import InputError
 from fxq.ir.diff import GraphDiff
 from fxq.ir.snapshot import GraphSnapshot
 from fxq.visualize.dot import Side, to_dot
-from fxq.visualize.render import check_formats, render, write_atomically
+from fxq.visualize.escape import shorten
+from fxq.visualize.render import FORMATS, NO_DOT, check_formats, render, write_atomically
 
 if TYPE_CHECKING:
     from fxq.manager.record import PassRecord
@@ -63,6 +64,7 @@ class DiagramWriter:
         self._left_s = budget_s
         self._count = 0
         self._names: dict[int, str] = {}
+        self._step = (0, "full")  # the size of the graph drawn last, and the first step that was quick enough for it
 
     def __call__(self, record: PassRecord) -> None:
         """Write the diagrams of a pass; the first call writes the graph that went in, too."""
@@ -85,8 +87,8 @@ class DiagramWriter:
         if marks is not None:
             self._write(f"{name}.before", record.before, changes=marks, side="before", title=title)
         found = _CULPRIT.search(str(record.error))
-        what = str(record.error).splitlines()[0] if record.error else "failed"
-        self._write(f"{name}.failed", record.after, changes=marks, title=f"{title}: {what}",
+        what = shorten(str(record.error).partition("\n")[0], 120)
+        self._write(f"{name}.failed", record.after, changes=marks, title=f"{title} \u2014 {what}",
                     failed=found.group(1) if found else None)  # fmt: skip
 
     def _write(
@@ -99,29 +101,38 @@ class DiagramWriter:
         side: Side | None = None,
         failed: str | None = None,
     ) -> None:
-        source = to_dot(snapshot, changes=changes, side=side, title=title, failed=failed, names=self._names)
+        def source(outline: bool = False) -> str:
+            return to_dot(snapshot, changes=changes, side=side, title=title, failed=failed, names=self._names,
+                          outline=outline)  # fmt: skip
+
         path = self.directory / f"{name}.dot"
         try:
-            for kind in self.formats:  # a picture of an earlier run must not stand beside this run's source
+            for kind in FORMATS:  # a picture of an earlier run must not stand beside this run's source
                 self.directory.joinpath(f"{name}.{kind}").unlink(missing_ok=True)
-            write_atomically(path, source.encode("utf-8"))
+            whole = source()
+            write_atomically(path, whole.encode("utf-8"))
             self.paths.append(path)
-            self._render(name, source)
+            self._render(name, len(snapshot), whole, lambda: source(outline=True))
         except OSError as error:
             self.notes.append(f"{name}: not written: {error}")
 
-    def _render(self, name: str, source: str) -> None:
+    def _render(self, name: str, size: int, source: str, simpler: Callable[[], str]) -> None:
         if not self.formats:
             return
         if self._left_s <= 0:
             self._note_once("no more pictures, only DOT: the time for pictures is used up")
             return
-        start = time.monotonic()
-        result = render(source, self.directory / name, self.formats, min(self._timeout_s, self._left_s))
-        self._left_s -= time.monotonic() - start
+        known_size, known_step = self._step
+        start = known_step if size > known_size / 2 else "full"
+        limit = min(self._timeout_s, self._left_s)
+        began = time.monotonic()
+        result = render(source, self.directory / name, self.formats, limit, simpler, start)
+        self._left_s -= time.monotonic() - began
         self.paths += result.paths
-        if "not installed" in result.note:
-            self._note_once(result.note)
+        if result.step is not None:
+            self._step = (size, result.step)
+        if NO_DOT in result.note:
+            self._note_once(f"no pictures, only DOT: {NO_DOT}")
         elif result.note:
             self.notes.append(f"{name}: {result.note}")
 

@@ -15,6 +15,7 @@ from fxq.visualize.clusters import Cluster, cluster_tree
 from fxq.visualize.escape import attribute, markup
 from fxq.visualize.fold import Folding, fold
 from fxq.visualize.label import label, tooltip
+from fxq.visualize.outline import closed_label, closed_modules, closed_tooltip, nodes_in
 from fxq.visualize.palette import EDGE, FAMILIES, FONT, INK, INT8_EDGE, MARKS, MUTED, Look, family, holds_codes
 
 Side = Literal["before", "after"]
@@ -33,6 +34,7 @@ _CLUSTER: Final = {
     "style": "rounded,filled", "color": "#c9d0da", "fontname": FONT, "fontsize": "10", "fontcolor": MUTED,
     "labeljust": "l", "margin": "10", "penwidth": "1",
 }  # fmt: skip
+_SIZE_ONLY: Final = {"style": "dotted", "tooltip": "size only"}
 _CLUSTER_FILLS: Final = ("#f7f8fa", "#eff2f6")
 
 
@@ -44,6 +46,7 @@ def to_dot(
     title: str = "",
     failed: str | None = None,
     names: Mapping[int, str] | None = None,
+    outline: bool = False,
 ) -> str:
     """Return the DOT source of a graph.
 
@@ -57,12 +60,13 @@ def to_dot(
         title: stands above the graph.
         failed: name of the node at which a pass failed; marked ``!``.
         names: names for ids of nodes that are gone, used where a box says what it was made from.
+        outline: draw whole modules as single boxes, as many as it takes for a picture of readable size.
 
     Raises:
         InputError: ``side`` is neither "before" nor "after".
     """
     graph = graphviz.Digraph("fxq")
-    draw(graph, snapshot, changes=changes, side=side, title=title, failed=failed, names=names)
+    draw(graph, snapshot, changes=changes, side=side, title=title, failed=failed, names=names, outline=outline)
     return str(graph.source)
 
 
@@ -75,18 +79,21 @@ def draw(
     title: str = "",
     failed: str | None = None,
     names: Mapping[int, str] | None = None,
+    outline: bool = False,
 ) -> D:
     """Draw a snapshot into an empty ``graphviz.Digraph`` and return it; arguments as for :func:`to_dot`."""
     if side not in (None, "before", "after"):
         raise InputError(f"a diagram has no side {side!r}", fix='give "before", "after" or None')
     folding = fold(snapshot)
+    tree = cluster_tree(folding)
     marks = read_changes(snapshot, changes, failed, names)
-    heading = " \u2014 ".join(filter(None, [title, side]))
+    heading = " \u2014 ".join(filter(None, [title, side, "outline" if outline else ""]))
     graph.attr("graph", label=_title(heading, snapshot, folding, marks), **_GRAPH)
     graph.attr("node", **_NODE)
     graph.attr("edge", **_EDGE)
-    _draw_cluster(graph, cluster_tree(folding), folding, marks, _counter(), 0)
-    _draw_edges(graph, folding, marks)
+    boxes = _Boxes(folding, marks, closed_modules(tree, folding) if outline else frozenset())
+    boxes.draw(graph, tree, 0)
+    _draw_edges(graph, folding, marks, boxes.ids)
     return graph
 
 
@@ -117,54 +124,71 @@ def _small(text: str) -> str:
     return f'<font point-size="10" color="{MUTED}">{text}</font>'
 
 
-def _counter() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
+class _Boxes:
+    """Draws the boxes and keeps, in ``ids``, which box stands for which node."""
 
+    def __init__(self, folding: Folding, marks: Changes, closed: frozenset[str]) -> None:
+        self.ids: dict[int, str] = {}
+        self._folding = folding
+        self._marks = marks
+        self._closed = closed
+        self._clusters = 0
 
-def _draw_cluster(
-    graph: graphviz.Digraph, cluster: Cluster, folding: Folding, marks: Changes, ids: Iterator[int], depth: int
-) -> None:
-    for member in cluster.members:
-        if isinstance(member, NodeRecord):
-            _draw_node(graph, member, cluster.path, folding, marks)
-            continue
-        with graph.subgraph(name=f"cluster_{next(ids)}") as inner:
-            text = f"<{markup(member.path)}>"
-            fill = _CLUSTER_FILLS[depth % 2]
-            inner.attr("graph", label=text, tooltip=attribute(member.path), fillcolor=fill, **_CLUSTER)
-            _draw_cluster(inner, member, folding, marks, ids, depth + 1)
+    def draw(self, graph: graphviz.Digraph, cluster: Cluster, depth: int) -> None:
+        """Draw what lies in ``cluster``, in order."""
+        for member in cluster.members:
+            if isinstance(member, NodeRecord):
+                self._node(graph, member, cluster.path)
+                continue
+            number = self._clusters
+            self._clusters += 1
+            if member.path in self._closed:
+                self._closed_module(graph, member, f"m{number}")
+                continue
+            with graph.subgraph(name=f"cluster_{number}") as inner:
+                fill = _CLUSTER_FILLS[depth % len(_CLUSTER_FILLS)]
+                label_ = f"<{markup(member.path)}>"
+                inner.attr("graph", label=label_, tooltip=attribute(member.path), fillcolor=fill, **_CLUSTER)
+                self.draw(inner, member, depth + 1)
 
+    def _node(self, graph: graphviz.Digraph, node: NodeRecord, cluster: str) -> None:
+        status = self._marks.of(node)
+        look = MARKS[status].look if status else FAMILIES[family(node)]
+        more = {"peripheries": "2"} if family(node) in ("quantise", "dequantise") else {}
+        self.ids[node.id] = f"n{node.id}"
+        graph.node(
+            self.ids[node.id], label(node, cluster, self._folding, self._marks), tooltip=tooltip(node, self._marks),
+            fillcolor=look.fill, color=look.border, penwidth=f"{look.width:g}", style=_style(look), **more,
+        )  # fmt: skip
 
-def _draw_node(graph: graphviz.Digraph, node: NodeRecord, cluster: str, folding: Folding, marks: Changes) -> None:
-    status = marks.of(node)
-    look = MARKS[status].look if status else FAMILIES[family(node)]
-    more = {"peripheries": "2"} if family(node) in ("quantise", "dequantise") else {}
-    graph.node(
-        f"n{node.id}", label(node, cluster, folding, marks), tooltip=tooltip(node, marks), fillcolor=look.fill,
-        color=look.border, penwidth=f"{look.width:g}", style=_style(look), **more,
-    )  # fmt: skip
+    def _closed_module(self, graph: graphviz.Digraph, module: Cluster, name: str) -> None:
+        status = {self._marks.of(n) for n in nodes_in(module)}
+        mark = next((m for s, m in reversed(MARKS.items()) if s in status), None)
+        border, width = (mark.colour, "2") if mark else (EDGE, "1")
+        self.ids |= {n.id: name for n in nodes_in(module)}
+        graph.node(name, closed_label(module, self._marks), tooltip=closed_tooltip(module), shape="box3d",
+                   margin="0.2,0.14", style="filled", fillcolor=_CLUSTER_FILLS[1], color=border, penwidth=width)  # fmt: skip
 
 
 def _style(look: Look) -> str:
     return "rounded,filled,dashed" if look.dashed else "rounded,filled"
 
 
-def _draw_edges(graph: graphviz.Digraph, folding: Folding, marks: Changes) -> None:
-    previous = None
+def _draw_edges(graph: graphviz.Digraph, folding: Folding, marks: Changes, ids: Mapping[int, str]) -> None:
     by_id = {n.id: n for n in folding.drawn}
+    seen: set[tuple[str, str]] = set()
+    previous = None
     for node in folding.drawn:
         drawn = folding.drawn_inputs(node)
-        for source in dict.fromkeys(drawn):
-            attributes = _edge_look(by_id[source], node, marks)
+        for source in drawn or folding.origins(node):
+            ends = (ids[source], ids[node.id])
+            if ends[0] == ends[1] or ends in seen:
+                continue
+            seen.add(ends)
+            look = _edge_look(by_id[source], node, marks) if drawn else _SIZE_ONLY
             if source == previous:  # keeps a chain straight, and skips beside it
-                attributes["weight"] = "6"
-            graph.edge(f"n{source}", f"n{node.id}", **attributes)
-        if not drawn:
-            for source in folding.origins(node):
-                graph.edge(f"n{source}", f"n{node.id}", style="dotted", tooltip="size only")
+                look = {**look, "weight": "6"}
+            graph.edge(*ends, **look)
         previous = node.id
 
 
