@@ -28,7 +28,7 @@ from fxq.quant.calibration import Calibration
 from fxq.quant.qparams import QParams
 from fxq.tracing import ModelInputs, clone_inputs, trace
 
-_WIDTH = 140
+_WIDTH = 160
 
 
 @dataclass(frozen=True)
