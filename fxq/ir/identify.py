@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import fx, nn
 from fxq.ir.ops import (
     DROPPED,
     FUNCTIONS,
+    KEYWORDS,
     METHODS,
     RENAMED,
     REQUIRED,
@@ -18,8 +20,10 @@ from fxq.ir.ops import (
     STATEFUL_MODULES,
     STATELESS_MODULES,
     Kind,
+    OpSpec,
     Spelling,
 )
+from fxq.ir.scalars import is_number, is_scalar, is_shape
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def identify(node: fx.Node, gm: fx.GraphModule) -> OpCall:
     if node.op == "call_function":
         found = FUNCTIONS.get(node.target)  # type: ignore[arg-type]
         call = _bind(node, *found) if found else None
-        return call or OpCall(node, node.target, tuple(node.all_input_nodes), dict(node.kwargs))  # type: ignore[arg-type]
+        return call or OpCall(node, node.target, tuple(node.all_input_nodes), dict(node.kwargs))
     if node.op == "call_method":
         found = METHODS.get(str(node.target))
         call = _bind(node, *found) if found else None
@@ -85,10 +89,11 @@ def _identify_module(node: fx.Node, module: nn.Module) -> OpCall:
         return OpCall(node, kind, inputs, {}, module)
     if kind in STATEFUL_MODULES:
         return OpCall(node, STATEFUL_MODULES[kind], inputs, {}, module)
-    if kind not in STATELESS_MODULES or len(node.args) != 1 or node.kwargs:
+    positional = len(node.args) == 1 and not node.kwargs
+    if kind not in STATELESS_MODULES or not (positional or (not node.args and set(node.kwargs) == {"input"})):
         return OpCall(node, kind, inputs, {}, module)
     name, names, fixed = STATELESS_MODULES[kind]
-    if getattr(module, "return_indices", False):
+    if getattr(module, "return_indices", False) or len(inputs) != 1:
         return OpCall(node, kind, inputs, {}, module)
     values = {attr: getattr(module, source) for attr, source in names.items()}
     spec = SPECS[name]
@@ -104,37 +109,58 @@ def _bind(node: fx.Node, kind: str, spelling: Spelling) -> OpCall | None:
     inplace = spelling.inplace or bool(values.get("inplace", False))
     values = {RENAMED.get(k, k): v for k, v in values.items() if k not in DROPPED}
     spec = SPECS[kind]
-    inputs: list[Any] = []
-    for name in spec.inputs:
-        value = values.pop(name)
-        inputs.extend(value if isinstance(value, list | tuple) else [value])
-    if any(k not in dict(spec.attrs) for k in values):
+    inputs = _inputs(spec, values)
+    if inputs is None or any(k not in dict(spec.attrs) for k in values):
         return None
-    while inputs and inputs[-1] is None:
-        inputs.pop()
+    if is_scalar(inputs[0]):
+        # a number on the left: nothing is overwritten, and only some operations can be told the other way round
+        if node.target is operator.truediv or all(map(is_scalar, inputs)):
+            return None
+        inplace = False
+        inputs = inputs[::-1] if spec.commutative and values.get("alpha", 1) == 1 else inputs
     return OpCall(node, kind, tuple(inputs), spec.normalise(values), None, inplace)
+
+
+def _inputs(spec: OpSpec, values: dict[str, Any]) -> list[Any] | None:
+    """Take the tensor inputs out of ``values``; None where a list of them is only known at run time."""
+    found = [values.pop(name) for name in spec.inputs]
+    if spec.inputs == ("tensors",):
+        return list(found[0]) if isinstance(found[0], list | tuple) and found[0] else None
+    while len(found) > 1 and found[-1] is None:
+        found.pop()
+    return found
 
 
 def _bind_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], spelling: Spelling) -> dict[str, Any] | None:
     names = [name for name, _ in spelling.params]
-    if spelling.variadic and len(args) > 1 and not isinstance(args[1], list | tuple):
-        args = (args[0], tuple(args[1:]))
-    elif spelling.variadic and len(args) == 2 and isinstance(args[1], list | tuple):
-        args = (args[0], tuple(args[1]))
-    # torch spells some parameters two ways: torch.add(input=, other=) but x.add(other=); F.* use input=
-    kwargs = {("input" if k in ("self", "x") else k): v for k, v in kwargs.items()}
+    if spelling.variadic and len(args) > 1:
+        single = args[1] if len(args) == 2 else None
+        whole = isinstance(single, list | tuple) or is_shape(single)
+        args = (args[0], single) if whole else (args[0], tuple(args[1:]))
+    kwargs = {(k if k in names else KEYWORDS.get(k, k)): v for k, v in kwargs.items()}
     if len(args) > len(names) or any(k not in names for k in kwargs):
         return None
     values = dict(zip(names, args, strict=False))
     if set(values) & set(kwargs):
         return None
     values |= kwargs
+    if spelling.variadic and not _is_size(values.get(spelling.variadic)):
+        return None
     for name, default in spelling.params:
         if name not in values:
             if default is REQUIRED:
                 return None
             values[name] = default
     return values
+
+
+def _is_size(value: Any) -> bool:
+    """Whether ``value`` is a list of dimensions: ``x.view(torch.int32)``'s argument is none."""
+    if not isinstance(value, list | tuple):
+        return is_shape(value)
+    # a lone node may be a number or a whole shape: only what is known to be a number can stand in a tuple
+    lone = value[0] if len(value) == 1 else 0
+    return all(isinstance(v, int | fx.Node) for v in value) and (not isinstance(lone, fx.Node) or is_number(lone))
 
 
 class Identifier:

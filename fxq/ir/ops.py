@@ -114,6 +114,10 @@ CONV_TRANSPOSES: Final = ("conv_transpose1d", "conv_transpose2d", "conv_transpos
 WEIGHTED: Final = (*CONVS, *CONV_TRANSPOSES, "linear")
 
 
+def _pairs(names: str) -> dict[str, str]:
+    return {n.split(":")[0]: n.split(":")[-1] for n in names.split()}
+
+
 def _define(
     kind: str,
     function: Callable[..., Any],
@@ -136,7 +140,7 @@ def _define(
     whole = _params(f"{inputs} {attrs}", defaults)
     for f in (function, *functions):
         if isinstance(f, tuple):
-            FUNCTIONS[f[0]] = (kind, Spelling(_params(f[1], {"inplace": False, "return_indices": False} | defaults)))
+            FUNCTIONS[f[0]] = (kind, Spelling(_params(f[1], {"inplace": False, "return_indices": False, **defaults})))
         else:
             FUNCTIONS[f] = (kind, Spelling(whole))
     for f in inplace_functions:
@@ -146,21 +150,21 @@ def _define(
     for m in inplace_methods:
         METHODS[m] = (kind, Spelling(whole, inplace=True))
     for module, names in (modules or {}).items():
-        pairs = dict(n.split(":") if ":" in n else (n, n) for n in names.split())
-        STATELESS_MODULES[module] = (kind, pairs, {})
+        STATELESS_MODULES[module] = (kind, _pairs(names), {})
 
 
 def _define_activations() -> None:
     _define("relu", F.relu, functions=((F.relu, "input inplace"), torch.relu), methods=("relu",),
             inplace_functions=(F.relu_, torch.relu_), inplace_methods=("relu_",), modules={nn.ReLU: ""})  # fmt: skip
-    for kind, f, module in (
+    gates: tuple[tuple[str, Callable[..., Any], type[nn.Module]], ...] = (
         ("relu6", F.relu6, nn.ReLU6),
         ("hardswish", F.hardswish, nn.Hardswish),
         ("hardsigmoid", F.hardsigmoid, nn.Hardsigmoid),
         ("silu", F.silu, nn.SiLU),
         ("mish", F.mish, nn.Mish),
-    ):
-        _define(kind, f, functions=((f, "input inplace"),), modules={module: ""})
+    )
+    for kind, gate, module in gates:
+        _define(kind, gate, functions=((gate, "input inplace"),), modules={module: ""})
     _define("sigmoid", torch.sigmoid, functions=(F.sigmoid, torch.special.expit), methods=("sigmoid",),
             inplace_functions=(torch.sigmoid_,), inplace_methods=("sigmoid_",), modules={nn.Sigmoid: ""})  # fmt: skip
     _define("tanh", torch.tanh, functions=(F.tanh,), methods=("tanh",), inplace_functions=(torch.tanh_,),
@@ -177,12 +181,11 @@ def _define_activations() -> None:
     _define("softplus", F.softplus, attrs="beta threshold", defaults={"beta": 1.0, "threshold": 20.0},
             modules={nn.Softplus: "beta threshold"})  # fmt: skip
     soft = {"dtype": None, "dim": None, "_stacklevel": 3}
-    for kind, f, g, module in (
-        ("softmax", F.softmax, torch.softmax, nn.Softmax),
-        ("log_softmax", F.log_softmax, torch.log_softmax, nn.LogSoftmax),
-    ):
-        _define(kind, f, attrs="dim dtype", defaults=soft,
-                functions=((f, "input dim _stacklevel dtype"), g), methods=(kind,), modules={module: "dim"})  # fmt: skip
+    _define("softmax", F.softmax, attrs="dim dtype", defaults=soft, methods=("softmax",), modules={nn.Softmax: "dim"},
+            functions=((F.softmax, "input dim _stacklevel dtype"), torch.softmax))  # fmt: skip
+    _define("log_softmax", F.log_softmax, attrs="dim dtype", defaults=soft, methods=("log_softmax",),
+            functions=((F.log_softmax, "input dim _stacklevel dtype"), torch.log_softmax),
+            modules={nn.LogSoftmax: "dim"})  # fmt: skip
     _define("clamp", torch.clamp, attrs="min max", defaults={"min": None, "max": None}, functions=(torch.clip,),
             methods=("clamp", "clip"), inplace_methods=("clamp_", "clip_"))  # fmt: skip
 
@@ -195,14 +198,18 @@ def _define_arithmetic() -> None:
         ("div", torch.div, operator.truediv, operator.itruediv, "rounding_mode", False),
     ):
         _define(kind, f, "input other", extra, defaults={"alpha": 1, "rounding_mode": None}, functions=(py,),
-                methods=(kind,), inplace_functions=(ipy,), inplace_methods=(f"{kind}_",), commutative=commutative)  # fmt: skip
-    _define("matmul", torch.matmul, "input other", functions=(operator.matmul, operator.imatmul, torch.bmm), methods=("matmul", "bmm"))
+                methods=(kind,), inplace_functions=(ipy,), inplace_methods=(f"{kind}_",),
+                commutative=commutative)  # fmt: skip
+    # a tensor has no in-place matrix product: `x @= y` makes a new tensor
+    _define("matmul", torch.matmul, "input other", functions=(operator.matmul, operator.imatmul, torch.bmm),
+            methods=("matmul", "bmm"))  # fmt: skip
     _define("neg", torch.neg, functions=(operator.neg,), methods=("neg",), inplace_methods=("neg_",))
     for kind, spellings in (("abs", (operator.abs,)), ("sqrt", ()), ("exp", ())):
         _define(kind, getattr(torch, kind), functions=spellings, methods=(kind,), inplace_methods=(f"{kind}_",))
     _define("attention", F.scaled_dot_product_attention, "query key value attn_mask",
             "dropout_p is_causal scale enable_gqa",
-            defaults={"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False})  # fmt: skip
+            defaults={"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None,
+                      "enable_gqa": False})  # fmt: skip
 
 
 def _define_pools() -> None:
@@ -215,7 +222,8 @@ def _define_pools() -> None:
                 modules={getattr(nn, f"MaxPool{n}d"): pool})  # fmt: skip
         avg = "kernel_size stride padding ceil_mode count_include_pad" + (" divisor_override" if n > 1 else "")
         _define(f"avg_pool{n}d", getattr(F, f"avg_pool{n}d"), attrs=avg, ndim=n,
-                defaults={**defaults, "divisor_override": None}, modules={getattr(nn, f"AvgPool{n}d"): avg})  # fmt: skip
+                defaults={**defaults, "divisor_override": None},
+                modules={getattr(nn, f"AvgPool{n}d"): avg})  # fmt: skip
         for mode in ("avg", "max"):
             f = getattr(F, f"adaptive_{mode}_pool{n}d")
             spellings = ((f, "input output_size return_indices"),) if mode == "max" else ()
@@ -262,12 +270,8 @@ def _define_moves() -> None:
     for n in (1, 2, 3):
         for name, mode in (("ConstantPad", "constant"), ("ReflectionPad", "reflect"), ("ReplicationPad", "replicate")):
             value = " value" if mode == "constant" else ""
-            STATELESS_MODULES[getattr(nn, f"{name}{n}d")] = ("pad", dict(_same(f"pad:padding{value}")), {"mode": mode})
+            STATELESS_MODULES[getattr(nn, f"{name}{n}d")] = ("pad", _pairs(f"pad:padding{value}"), {"mode": mode})
         STATELESS_MODULES[getattr(nn, f"ZeroPad{n}d")] = ("pad", {"pad": "padding"}, {"mode": "constant", "value": 0})
-
-
-def _same(names: str) -> list[tuple[str, str]]:
-    return [(n.split(":")[0], n.split(":")[-1]) for n in names.split()]
 
 
 def _define_identities() -> None:
@@ -295,7 +299,8 @@ _define_identities()
 RENAMED: Final = {"train": "training"}
 #: Keywords that PyTorch takes in the place of a parameter's own name.
 KEYWORDS: Final = {"self": "input", "x": "input", "tensor": "input", "axis": "dim", "keepdims": "keepdim",
-                   "axis0": "dim0", "axis1": "dim1", "split_size": "split_size_or_sections"}  # fmt: skip
+                   "axis0": "dim0", "axis1": "dim1", "split_size": "split_size_or_sections", "size": "shape",
+                   "mat2": "other", "tensor2": "other"}  # fmt: skip
 #: Attributes that only choose how an operation writes its result; the canonical form drops them.
 DROPPED: Final = frozenset({"inplace", "_stacklevel"})
 #: Activations that a convolution or linear layer can apply to its own result.
@@ -304,8 +309,8 @@ FUSABLE_ACTIVATIONS: Final = (
 )  # fmt: skip
 #: Operations that only move, repeat or drop values: input and output share one scale and zero point.
 MOVES: Final = frozenset({
-    "flatten", "unflatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "cat", "stack", "split",
-    "chunk", "unbind", "getitem", "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "interpolate",
+    "flatten", "unflatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "cat", "stack",
+    "split", "chunk", "unbind", "getitem", "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "interpolate",
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
 })  # fmt: skip
 DROPOUTS: Final = frozenset(k for k in SPECS if "dropout" in k)

@@ -203,12 +203,29 @@ class Rewriter:
         self._assign(path, module)
 
     def free_path(self, wanted: str) -> str:
-        """Return ``wanted``, or with a number behind it where the module tree has that name already."""
+        """Return ``wanted``, or with a number behind it where the module tree has that name already.
+
+        Where ``wanted`` lies inside a module that the graph calls, which is the caller's: a name beside that module.
+        """
+        wanted = self._outside_leaves(wanted)
         path, n = wanted, 0
         while self._has(path):
             n += 1
             path = f"{wanted}_{n}"
         return path
+
+    def open_container(self, path: str) -> bool:
+        """Replace the module at ``path``, which nothing in the graph uses any more, by an empty container.
+
+        Returns False, and does nothing, where a node still uses the module or a part of it.
+        """
+        for node in self.graph.nodes:
+            if node.op in ("call_module", "get_attr") and f"{node.target}.".startswith(f"{path}."):
+                return False
+        container = nn.Module()
+        container.training = self.gm.training
+        self._assign(path, container)
+        return True
 
     def erase(self, node: fx.Node) -> None:
         """Remove a node that nothing uses."""
@@ -299,8 +316,22 @@ class Rewriter:
                 child = nn.Module()
                 child.training = self.gm.training
                 setattr(parent, part, child)
+            elif type(child) is not nn.Module:
+                raise GraphError(
+                    f"`{path}` cannot be set: `{part}` is a {type(child).__name__} that belongs to the caller's model",
+                    where=self._pass_name, fix="ask free_path() for a path",
+                )  # fmt: skip
             parent = child
         setattr(parent, leaf, module)
+
+    def _outside_leaves(self, path: str) -> str:
+        parent: Any = self.gm
+        *parents, leaf = path.split(".")
+        for i, part in enumerate(parents):
+            parent = getattr(parent, part, None)
+            if isinstance(parent, nn.Module) and type(parent) is not nn.Module:
+                return ".".join([*parents[:i], "_".join([*parents[i:], leaf])])
+        return path
 
 
 def shared_tensors(gm: fx.GraphModule, module: nn.Module) -> bool:

@@ -56,6 +56,25 @@ def is_scalar(value: Any) -> bool:
     return value.target in _CLOSED and all(map(is_scalar, value.all_input_nodes))
 
 
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a number, or a node that gives one: ``x.size(0)``, ``x.shape[0]``, ``2 * n``, ``len(x)``."""
+    if not isinstance(value, fx.Node):
+        return isinstance(value, int | float)
+    seen = recorded_value(value)
+    if seen is not None:
+        return seen in ("int", "float", "bool")
+    if value.op == "call_method":
+        whole = value.target in ("size", "stride") and len(value.args) == 1 and not value.kwargs
+        return value.target in _METHODS and not whole and value.target != "tolist"
+    if value.op != "call_function" or not is_scalar(value) or is_shape(value):
+        return False
+    if value.target is getattr:
+        return value.args[1] in ("ndim", "itemsize", "nbytes")
+    if value.target is operator.getitem:
+        return isinstance(value.args[1], int | fx.Node) and is_shape(value.args[0])
+    return value.target in _ALWAYS or all(map(is_number, value.all_input_nodes))
+
+
 def is_shape(value: Any) -> bool:
     """Whether ``value`` is a node that gives a whole shape: ``x.shape``, ``x.size()``, or a slice of one."""
     if not isinstance(value, fx.Node):
