@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
-from fxq.errors import InputError, PassError
+from fxq.errors import InputError
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
 from fxq.manager.layers import layer_records
 from fxq.manager.report import attach_report
@@ -70,7 +71,9 @@ def compile(
     manager = _manager(passes, chosen, target, verify)
     writer = DiagramWriter(diagrams) if diagrams is not None else None
     inputs, data = _bind_data(model, example_inputs, calibration)
-    report = Report(options={"recipe": chosen.name, "target": target, "passes": "the recipe's" if passes is None else "given"})
+    report = Report(
+        options={"recipe": chosen.name, "target": target, "passes": "the recipe's" if passes is None else "given"}
+    )
     gm = trace(_private_copy(model), inputs)
     _note_trace(gm, report)
     if not chosen.quantises and calibration is None and passes is None:
@@ -78,14 +81,11 @@ def compile(
     context = PassContext(inputs, data, progress)
     try:
         gm = manager(gm, context=context, report=report, on_pass=writer).graph_module
-    except PassError as error:
-        _finish(report, writer)
-        error.report = report
-        raise
+    finally:
+        _finish(report, writer)  # what was drawn up to an error is named in its report, too
     if inputs is not None:
         run_on_copy(gm, inputs)
     report.layers = layer_records(gm, report.passes)
-    _finish(report, writer)
     attach_report(gm, report)
     return gm
 
@@ -100,10 +100,24 @@ def check_model(model: nn.Module) -> None:
                          why="dropout and batch norm behave otherwise in training",
                          fix="call model.eval() first; fxq leaves the mode as you set it")  # fmt: skip
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+        reason = _unusable(name, tensor)
+        if reason is not None:
             layer, _, own = name.rpartition(".")
-            raise InputError(f"`{own}` holds NaN or infinity", where=f"layer `{layer or 'the root module'}`",
-                             fix="load other weights, or look for what made them overflow")  # fmt: skip
+            raise InputError(f"`{own}` {reason}", where=f"layer `{layer or 'the root module'}`",
+                             fix="load other weights, or look for what made these")  # fmt: skip
+
+
+def _unusable(name: str, tensor: torch.Tensor) -> str | None:
+    """Return why a parameter or buffer cannot be compiled, or None. A mask of minus infinities is usable."""
+    if is_lazy(tensor):
+        return "has no values yet: run the model once"
+    if tensor.is_meta:
+        return "lies on the meta device and has no values"
+    if not tensor.is_floating_point():
+        return None
+    infinite = isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
+    bad = ~torch.isfinite(tensor) if infinite else torch.isnan(tensor)
+    return f"holds NaN or infinity in {int(bad.sum())} of {bad.numel()} values" if bool(bad.any()) else None
 
 
 def _manager(
@@ -116,7 +130,9 @@ def _manager(
     return PassManager(passes, verify=verify)
 
 
-def _bind_data(model: nn.Module, example_inputs: Any, calibration: Any) -> tuple[ModelInputs | None, Calibration | None]:
+def _bind_data(
+    model: nn.Module, example_inputs: Any, calibration: Any
+) -> tuple[ModelInputs | None, Calibration | None]:
     inputs = normalise_inputs(model, example_inputs)
     if calibration is None:
         return inputs, None
@@ -133,8 +149,10 @@ def _private_copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except (TypeError, RuntimeError, ValueError) as error:
-        raise InputError("the model cannot be copied", why=f"{type(error).__name__}: {error}",
-                         fix="fxq works on a copy: remove what cannot be copied from the module's attributes") from error  # fmt: skip
+        raise InputError(
+            "the model cannot be copied", why=f"{type(error).__name__}: {error}",
+            fix="fxq works on a copy: remove what cannot be copied from the module's attributes",
+        ) from error  # fmt: skip
 
 
 def _note_trace(gm: fx.GraphModule, report: Report) -> None:

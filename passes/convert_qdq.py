@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from fxq.ir.identify import OpCall
 from fxq.ir.rewriter import Rewriter
@@ -14,8 +15,9 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import dequantize, quantize, quantize_layer
 from fxq.quant.observers import Observer
+from fxq.quant.qparams import WEIGHT_MAX
 from fxq.quant.recipe import Recipe
-from fxq.targets.placement import is_weighted
+from fxq.targets.suitability import is_weighted
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,13 @@ class ConvertQDQ(Pass):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         calls = list(rw.calls())
+        quantised: dict[nn.Module, nn.Module] = {}  # a layer that is called twice holds its int8 weights once
         for call in calls:
-            if is_weighted(call) and self._is_observed(call, rw):
-                self._quantise_weights(call, rw)
+            if call.module is not None and is_weighted(call) and self._is_observed(call, rw):
+                with rw.rule("weights", call.node):
+                    if call.module not in quantised:
+                        quantised[call.module] = self._quantise_weights(call.module)
+                    rw.give_own_module(call.node, quantised[call.module])
         for call in calls:
             if isinstance(call.module, Observer):
                 self._make_explicit(call, call.module, rw)
@@ -51,16 +57,9 @@ class ConvertQDQ(Pass):
         modules = [rw.identify(n).module for n in call.nodes if n.op == "call_module"]
         return bool(call.nodes) and len(modules) == len(call.nodes) and all(isinstance(m, Observer) for m in modules)
 
-    def _quantise_weights(self, call: OpCall, rw: Rewriter) -> None:
-        assert call.module is not None
-        with rw.rule("weights", call.node):
-            scale = None
-            if self.recipe.weight == "per_tensor":
-                weight = call.module.weight
-                assert isinstance(weight, torch.Tensor)
-                scale = max(float(weight.detach().abs().max()) / 127.0, float(torch.finfo(torch.float32).tiny))
-            layer = quantize_layer(call.module, scale) if scale is not None else quantize_layer(call.module)
-            rw.give_own_module(call.node, layer)
+    def _quantise_weights(self, layer: nn.Module) -> nn.Module:
+        assert isinstance(layer.weight, torch.Tensor)
+        return quantize_layer(layer, self.recipe.weight_scale(layer.weight))
 
     def _make_explicit(self, call: OpCall, observer: Observer, rw: Rewriter) -> None:
         (value,) = call.nodes

@@ -8,12 +8,16 @@ from typing import ClassVar
 from torch import fx
 
 from fxq.errors import PassError
+from fxq.ir.identify import OpCall
+from fxq.ir.ops import SPECS
 from fxq.ir.provenance import node_info
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.manager.running import run_on_copy
+from fxq.nn import Epilogue
+from fxq.passes._layers import epilogue_of, with_epilogue
 from fxq.quant.observers import Observer
 from fxq.quant.recipe import Recipe
 from fxq.targets.placement import Placement, plan_placement
@@ -28,7 +32,8 @@ class InsertObservers(Pass):
 
     A value is watched where an int8 operation reads it. Values on both sides of an operation that only moves values
     (reshape, concatenation, max pooling, ...) share one observer, so that the codes can move as they are. What would
-    only be converted to int8 and back stays in float, and is refused with that reason.
+    only be converted to int8 and back stays in float, and is refused with that reason. So does the addition in a fused
+    layer where its residual and its result are float (the residual stream of a transformer): it is taken out again.
     """
 
     name: ClassVar[str] = "insert_observers"
@@ -44,6 +49,11 @@ class InsertObservers(Pass):
                             fix="pass example_inputs")  # fmt: skip
         run_on_copy(rw.gm, context.inputs)
         plan = plan_placement(rw.gm)
+        if plan.float_residuals:
+            for node in plan.float_residuals:
+                _add_in_float(rw.identify(node), rw)
+            run_on_copy(rw.gm, context.inputs)
+            plan = plan_placement(rw.gm)
         for node, reason in plan.refused.items():
             rw.refuse("int8", node, reason)
         self._insert(plan, rw)
@@ -62,3 +72,21 @@ class InsertObservers(Pass):
             chosen = set(readers)
             node = rw.call_shared_module(path, observer, (value,), after=value, name=f"{value.name}_observer")
             rw.replace_uses(value, node, only=lambda user: user in chosen)
+
+
+def _add_in_float(call: OpCall, rw: Rewriter) -> None:
+    """``activation(layer(x) + r)`` in one layer becomes a layer, an addition and an activation: the same bits."""
+    assert call.module is not None
+    layer, (x, residual) = call.node, call.nodes
+    epilogue = epilogue_of(call.module)
+    with rw.rule("float_residual", layer):
+        rw.give_own_module(layer, with_epilogue(call.module, Epilogue()))
+        rw.update(layer, args=(x,), kwargs={})
+        added = end = rw.call_function(SPECS["add"].function, (layer, residual), {"alpha": 1}, after=layer, like=layer,
+                                       name=f"{layer.name}_add")  # fmt: skip
+        if epilogue.activation is not None:
+            spec = SPECS[epilogue.activation]
+            settings = {name: value for (name, _), value in zip(spec.attrs, epilogue.params, strict=True)}
+            end = rw.call_function(spec.function, (added,), settings, after=added, like=layer,
+                                   name=f"{layer.name}_{epilogue.activation}")  # fmt: skip
+        rw.replace_uses(layer, end, only=lambda user: user is not added)

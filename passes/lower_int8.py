@@ -17,8 +17,8 @@ from fxq.nn import QDQ_LAYERS, QLookup, dequantize, quantize
 from fxq.quant.qparams import QParams
 from fxq.targets.int8_modules import HEADS, activation_of, int8_module
 from fxq.targets.int8_moves import SPLITS, move_module, moves_codes
-from fxq.targets.placement import reads_size_only
 from fxq.targets.resolve import resolve_target
+from fxq.targets.suitability import reads_shape_only, reads_size_only, why_float
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,18 @@ def _is_dequantised(value: Any) -> bool:
 
 
 def _read_sizes_from_codes(q: fx.Node, rw: Rewriter) -> None:
-    """Codes have the shape of the values: who asks for the size alone must not keep the values alive."""
+    """Codes have the shape of the values: who asks for no more must not keep the values alive.
+
+    Who asks for the dtype asks the dequantised values.
+    """
     (value,) = q.all_input_nodes
-    if any(reads_size_only(u) for u in value.users):
-        with rw.rule("sizes", q):
-            rw.replace_uses(value, q, only=reads_size_only)
+    if not any(map(reads_shape_only, value.users)):
+        return
+    with rw.rule("sizes", q):
+        rw.replace_uses(value, q, only=reads_size_only)
+        real = next((u for u in q.users if u.target is dequantize), None)
+        if real is not None:
+            rw.replace_uses(value, real, only=reads_shape_only)
 
 
 def _cancel(q: fx.Node, rw: Rewriter, backend: str) -> None:
@@ -94,6 +101,10 @@ def _lower(call: OpCall, rw: Rewriter, backend: str) -> None:
             return
         if type(call.module) in QDQ_LAYERS.values():
             rw.refuse("int8", call.node, "not every input is quantised")
+        return
+    reason = None if type(call.module) in QDQ_LAYERS.values() else why_float(call)
+    if reason is not None:
+        rw.refuse("int8", call.node, reason)
         return
     parameters = [_parameters(i) for i in inputs]
     if moves_codes(call) and all(p == parameters[0] for p in parameters):
@@ -166,7 +177,7 @@ def _with_activation(call: OpCall, rw: Rewriter) -> tuple[fx.Node, Any]:
     node = call.node
     if call.kind in HEADS and len(node.users) == 1 and not isinstance(call.inputs[-1], int | float):
         (user,) = node.users
-        activation = activation_of(rw.identify(user)) if user.op == "call_function" else None
+        activation = activation_of(rw.identify(user))
         if activation is not None and any(u.target is quantize for u in user.users):
             return user, activation
     return node, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,10 @@ from fxq.errors import CalibrationError, InputError
 from fxq.ir.metrics import tensors_in
 from fxq.progress import track
 from fxq.tracing import ModelInputs, clone_inputs, normalise_inputs
+
+
+#: Batches that stay in memory for passes that look at the data a second time.
+_KEPT = 16
 
 
 class MappedLoader:
@@ -42,15 +46,18 @@ class Calibration:
     """Data to calibrate on, bound to the signature of one model.
 
     ``data`` is a DataLoader or any iterable of batches (a tensor, a tuple or list of arguments, a dict of keyword
-    arguments), or a callable that runs the model itself. In a tuple, what the model does not take (labels) is left
-    out: it takes as many arguments as the example inputs have, else as many as its signature requires.
+    arguments), or a callable that runs the model itself. What the model does not take (labels) is left out: of a
+    tuple it takes as many arguments as the example inputs have, else as many as its signature requires; of a dict the
+    keywords of the example inputs, else those that its signature has.
     """
 
     def __init__(self, data: Any, model: nn.Module, example: ModelInputs | None = None) -> None:
         self._model = model
         self._run: Callable[[nn.Module], object] | None = None
         self._batches: Iterable[Any] = ()
-        if isinstance(data, torch.Tensor | dict):
+        self._kept: list[Any] = []
+        self._started: Iterator[Any] | None = None  # an iteration of which first() took a batch, with that batch
+        if isinstance(data, torch.Tensor | Mapping):
             raise InputError(
                 f"calibration is a {type(data).__name__}", why="it is an iterable of batches, not one batch",
                 fix="wrap it in a list: calibration=[batch]",
@@ -65,28 +72,43 @@ class Calibration:
                 fix="give a DataLoader, an iterable of batches, or a callable that runs the model: f(model)",
             )
         self._arguments = len(example.args) if example is not None and example.args else _required(model)
+        self._keywords = set(example.kwargs) if example is not None and example.kwargs else _keywords(model)
 
     def first(self) -> ModelInputs | None:
-        """Return the first batch without losing it; None where the data is a callable.
+        """Return the first batch without losing it, also of data that can be read only once; None for a callable.
 
         Raises:
             CalibrationError: there is no batch, or it does not fit the model.
         """
         if self._run is not None:
             return None
-        iterator = iter(self._batches)
+        iterator = self._begin()
         try:
             batch = next(iterator)
         except StopIteration:
             raise _empty() from None
-        if iterator is self._batches:  # a generator gives each batch once
-            self._batches = itertools.chain([batch], iterator)
+        self._started = itertools.chain([batch], iterator)
         return self._bind(batch, 0)
 
     def __iter__(self) -> Iterator[ModelInputs]:
         """Yield each batch as model inputs; tensors are the caller's own and must not be written to."""
-        for index, batch in enumerate(self._batches):
+        self._kept = []
+        for index, batch in enumerate(self._begin()):
+            if index < _KEPT:
+                self._kept.append(batch)
             yield self._bind(batch, index)
+
+    def _begin(self) -> Iterator[Any]:
+        """Return the iteration that first() has begun, else a new one: a generator gives each batch only once."""
+        started, self._started = self._started, None
+        return iter(self._batches) if started is None else started
+
+    def again(self) -> Iterator[ModelInputs]:
+        """Yield up to 16 of the first batches once more, also of data that can be read only once.
+
+        Nothing for a callable, whose inputs are not seen.
+        """
+        return (self._bind(batch, index) for index, batch in enumerate(self._kept))
 
     def run(self, model: nn.Module, progress: bool | None = None) -> int:
         """Run ``model`` over the data and return the number of batches (of calls, for a callable).
@@ -98,15 +120,13 @@ class Calibration:
             if self._run is not None:
                 return self._run_callable(model)
             count = 0
-            total = len(self._batches) if hasattr(self._batches, "__len__") else None
-            for batch in track(self, "calibrating", total=total, progress=progress):
+            for batch in track(self, "calibrating", total=_length(self._batches), progress=progress):
                 batch = clone_inputs(batch)
                 try:
                     model(*batch.args, **batch.kwargs)
                 except CalibrationError as error:
-                    raise CalibrationError(error.what, where=f"{error.where}, calibration batch {count}",
-                                           why=error.why, fix=error.fix) from error  # fmt: skip
-                except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                    raise _in_batch(error, count) from error
+                except (RuntimeError, TypeError, ValueError, LookupError, AssertionError) as error:
                     raise CalibrationError(
                         f"the model fails on calibration batch {count}: {type(error).__name__}: {error}",
                         fix="give batches that the model itself takes; fxq.inputs(loader, fn) picks the arguments",
@@ -127,6 +147,8 @@ class Calibration:
         try:
             assert self._run is not None
             self._run(model)
+        except CalibrationError as error:
+            raise _in_batch(error, calls - 1) from error
         finally:
             handle.remove()
         if not calls:
@@ -134,22 +156,42 @@ class Calibration:
         return calls
 
     def _bind(self, batch: Any, index: int) -> ModelInputs:
-        if isinstance(batch, tuple | list):
-            batch = tuple(batch)[: self._arguments]
         try:
-            bound = normalise_inputs(self._model, batch)
+            bound = normalise_inputs(self._model, self._without_labels(batch))
         except InputError as error:
+            what = error.what.replace("example_inputs do not fit the model: ", "").replace("example_inputs is", "it is")
             raise CalibrationError(
-                f"calibration batch {index} does not fit the model: {error.what}", why=error.why,
+                f"calibration batch {index} does not fit the model: {what}", where=error.where, why=error.why,
                 fix="fxq.inputs(loader, fn) turns a batch into what the model takes",
             ) from error  # fmt: skip
-        assert bound is not None
+        if bound is None:
+            raise CalibrationError(f"calibration batch {index} is None", fix="drop it, or look for why it is empty")
         for tensor in tensors_in((*bound.args, bound.kwargs)):
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            # minus infinity has a use (attention masks); where it has none, the observers find it
+            if tensor.is_floating_point() and not bool((tensor < float("inf")).all()):
                 raise CalibrationError(
                     f"calibration batch {index} holds NaN or infinity", fix="drop the batch, or clean the data"
                 )
         return bound
+
+    def _without_labels(self, batch: Any) -> Any:
+        if isinstance(batch, tuple | list):
+            return tuple(batch)[: self._arguments]
+        if isinstance(batch, Mapping) and self._keywords and self._keywords & set(batch):
+            return {name: value for name, value in batch.items() if name in self._keywords}
+        return batch
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a loader over an iterable dataset has a __len__ that raises
+        return None
+
+
+def _in_batch(error: CalibrationError, index: int) -> CalibrationError:
+    where = ", ".join(filter(None, [error.where, f"calibration batch {index}"]))
+    return CalibrationError(error.what, where=where, why=error.why, fix=error.fix)
 
 
 def _required(model: nn.Module) -> int:
@@ -160,6 +202,16 @@ def _required(model: nn.Module) -> int:
     return max(1, sum(p.default is p.empty for p in positional))
 
 
+def _keywords(model: nn.Module) -> set[str]:
+    """The names that ``model`` takes as keywords; none where it takes any."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return set()
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
 def _empty() -> CalibrationError:
-    return CalibrationError("the calibration data is empty", why="it gave no batch",
-                            fix="a generator that was already read gives nothing: pass a list or a DataLoader")  # fmt: skip
+    return CalibrationError(
+        "the calibration data is empty", why="it gave no batch",
+        fix="a generator that was already read gives nothing: pass a list or a DataLoader",
+    )  # fmt: skip

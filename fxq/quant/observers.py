@@ -87,15 +87,20 @@ class MovingAverageObserver(Observer):
 
     def __init__(self, label: str = "", momentum: float = 0.1) -> None:
         super().__init__(label)
-        if not 0.0 < momentum <= 1.0:
-            raise InputError(f"momentum is {momentum}", fix="give a number above 0 and at most 1")
-        self.momentum = momentum
+        self.momentum = check_momentum(momentum)
 
     def _update(self, lo: Tensor, hi: Tensor) -> None:
         if self.seen:
             lo = self.minimum + self.momentum * (lo - self.minimum)
             hi = self.maximum + self.momentum * (hi - self.maximum)
         self.minimum, self.maximum = lo, hi
+
+
+def check_momentum(momentum: float) -> float:
+    """Return ``momentum``, or raise InputError unless it lies in (0, 1]."""
+    if not isinstance(momentum, int | float) or not 0.0 < momentum <= 1.0:
+        raise InputError(f"momentum is {momentum!r}", fix="give a number above 0 and at most 1")
+    return momentum
 
 
 class PerChannelMinMaxObserver(MinMaxObserver):
@@ -106,7 +111,7 @@ class PerChannelMinMaxObserver(MinMaxObserver):
         self.axis = axis
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows = x.movedim(self.axis, 0).flatten(1)
+        rows = x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
         return rows.amin(1).float(), rows.amax(1).float()
 
     def weight_scale(self) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fxq.errors import InputError, nearest
-from fxq.quant.observers import MinMaxObserver, MovingAverageObserver, Observer
+from fxq.quant.observers import MinMaxObserver, MovingAverageObserver, Observer, check_momentum
 
 _ACTIVATIONS = ("minmax", "moving_average")
 _WEIGHTS = ("per_channel", "per_tensor")
@@ -19,10 +21,10 @@ class Recipe:
         name: ``"float"`` (canonicalise, fold and fuse only) or ``"int8"`` (static int8).
         activation: the observer of activations: ``"minmax"`` or ``"moving_average"``.
         weight: the granularity of weight scales: ``"per_channel"`` (of the output) or ``"per_tensor"``.
-        momentum: of the moving average.
+        momentum: weight of a new batch in the moving average, in (0, 1].
 
     Raises:
-        InputError: an option is unknown; the nearest names are suggested.
+        InputError: an option is unknown (the nearest names are suggested), or the momentum is out of range.
     """
 
     name: str = "int8"
@@ -38,6 +40,7 @@ class Recipe:
         ):
             if value not in known:
                 raise InputError(f"unknown {what} {value!r}", fix=nearest(str(value), known))
+        check_momentum(self.momentum)
 
     @property
     def quantises(self) -> bool:
@@ -49,6 +52,13 @@ class Recipe:
         if self.activation == "minmax":
             return MinMaxObserver(label)
         return MovingAverageObserver(label, self.momentum)
+
+    def weight_scale(self, weight: Tensor) -> float | None:
+        """Return the one scale of a weight tensor, or None where each output channel has a scale of its own."""
+        if self.weight == "per_channel":
+            return None
+        largest = float(weight.detach().abs().amax()) if weight.numel() else 0.0
+        return largest / 127.0 or 1.0
 
 
 _NAMES = ("float", "int8")

@@ -11,11 +11,18 @@ from fxq.quant.qparams import QParams
 
 #: These give a tuple; the items are picked from it by getitem.
 SPLITS = frozenset({"split", "chunk", "unbind"})
+#: These become modules of fxq, because torch's own operations do not serve on u8.
+BY_MODULE = frozenset({"pad", "max_pool1d", "max_pool2d", "max_pool3d"})
 #: torch computes these on u8 as it does on float.
 _SAME_ON_CODES = SPLITS | {
-    "flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "cat", "stack", "getitem",
-    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "interpolate",
+    "flatten", "unflatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "cat", "stack",
+    "getitem", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "interpolate",
 }  # fmt: skip
+
+
+def is_move(kind: str) -> bool:
+    """Whether codes can be moved as operation ``kind`` moves values."""
+    return kind in _SAME_ON_CODES or kind in BY_MODULE
 
 
 def moves_codes(call: OpCall) -> bool:

@@ -6,23 +6,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import networkx as nx
-import torch
-from torch import fx, nn
+from torch import fx
 
 from fxq.ir.identify import Identifier, OpCall
-from fxq.ir.ops import MOVES, WEIGHTED
+from fxq.ir.ops import MOVES
 from fxq.ir.shapes import TensorSpec, tensor_spec
-from fxq.nn import FUSED_LAYERS
 from fxq.targets.int8_modules import HEADS, activation_of
-
-POOLS = frozenset(f"{mode}_pool{n}d" for mode in ("avg", "adaptive_avg") for n in (1, 2, 3)) | {"mean"}
-UNARY = frozenset({
-    "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "silu", "gelu", "leaky_relu", "elu",
-    "mish", "softplus", "clamp", "neg", "abs",
-})  # fmt: skip
-BINARY = frozenset({"add", "mul"})
-_SIZE_READS = frozenset({"size", "dim", "ndimension", "numel", "shape", "ndim", "device"})
-_SHAPE_READS = _SIZE_READS | {"dtype", "is_floating_point", "element_size"}
+from fxq.targets.overwritten import overwritten
+from fxq.targets.residuals import float_residuals
+from fxq.targets.suitability import is_weighted, reads_shape_only, why_float
 
 
 @dataclass
@@ -34,35 +26,14 @@ class Placement:
         observed: each value that needs scale and zero point, with the users that read it quantised.
         groups: for each observed value, the number of its group; values of a group share scale and zero point.
         refused: each operation that stays in float, with the reason.
+        float_residuals: the fused layers that should leave the addition of their residual to float.
     """
 
     int8: set[fx.Node] = field(default_factory=set)
     observed: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     groups: dict[fx.Node, int] = field(default_factory=dict)
     refused: dict[fx.Node, str] = field(default_factory=dict)
-
-
-def reads_shape_only(user: fx.Node) -> bool:
-    """Whether a node reads no more of its input than its size, dtype or device."""
-    return _reads(user, _SHAPE_READS)
-
-
-def reads_size_only(user: fx.Node) -> bool:
-    """Whether a node reads only what codes and values have in common: size and device."""
-    return _reads(user, _SIZE_READS)
-
-
-def _reads(user: fx.Node, names: frozenset[str]) -> bool:
-    if user.op == "call_method":
-        return str(user.target) in names
-    if user.op == "call_function" and user.target is getattr and len(user.args) > 1:
-        return str(user.args[1]) in names
-    return False
-
-
-def is_weighted(call: OpCall) -> bool:
-    """Whether a call is a float layer whose weights int8 can hold: a convolution or linear layer, fused or not."""
-    return call.kind in WEIGHTED or type(call.module) in FUSED_LAYERS.values()
+    float_residuals: list[fx.Node] = field(default_factory=list)
 
 
 def plan_placement(gm: fx.GraphModule) -> Placement:
@@ -70,86 +41,27 @@ def plan_placement(gm: fx.GraphModule) -> Placement:
     identify = Identifier(gm)
     calls = {n: identify(n) for n in gm.graph.nodes if n.op.startswith("call_") and not reads_shape_only(n)}
     plan = Placement()
+    unstable = overwritten(calls)
     for node, call in calls.items():
-        reason = _unsuited(call)
+        if not _computes_tensor(call):
+            continue
+        reason = why_float(call)
+        if reason is None and unstable.intersection(call.nodes):
+            reason = "a value that it reads is overwritten in place later"
         if reason is None:
             plan.int8.add(node)
-        elif reason:
+        else:
             plan.refused[node] = reason
     _drop_islands(plan, calls)
+    plan.float_residuals = float_residuals(plan.int8, calls)
     _find_observed(plan, calls)
     _share_groups(plan, calls)
     return plan
 
 
-def _unsuited(call: OpCall) -> str | None:
-    """Return why a call cannot run in int8, None where it can, ``""`` where the question makes no sense."""
-    node = call.node
-    spec = node.meta.get("fxq_tensor")
-    values = [tensor_spec(i) for i in call.nodes]
-    if not any(isinstance(s, TensorSpec) for s in [spec, *values]):
-        return "" if call.kind not in MOVES else _float_reason(call)
-    if is_weighted(call):
-        return _float_reason(call)
-    if call.kind in MOVES:
-        return _move_reason(call) or _float_reason(call)
-    if call.kind in POOLS or call.kind in UNARY:
-        return _unary_reason(call) or _float_reason(call)
-    if call.kind in BINARY:
-        return _binary_reason(call) or _float_reason(call)
-    if call.kind == "batch_norm":
-        frozen = isinstance(call.module, nn.Module) and not call.module.training and call.module.running_var is not None
-        return _float_reason(call) if frozen else "batch norm without frozen statistics"
-    return f"no int8 kernel for {_name(call)}"
-
-
-def _name(call: OpCall) -> str:
-    if isinstance(call.kind, str):
-        return call.kind.removeprefix("method:")
-    return getattr(call.kind, "__name__", str(call.kind))
-
-
-def _float_reason(call: OpCall) -> str | None:
-    for node in call.nodes:
-        spec = tensor_spec(node)
-        if spec is not None and spec.dtype != torch.float32:
-            return f"its input is {spec}, int8 replaces float32"
-        if node.op == "get_attr":
-            return f"its input `{node.target}` is a constant tensor"
-    return None
-
-
-def _move_reason(call: OpCall) -> str | None:
-    if call.kind == "interpolate" and call.attrs["mode"] not in ("nearest", "nearest-exact"):
-        return f"{call.attrs['mode']} interpolation makes new values"
-    if call.kind == "getitem" and tensor_spec(call.node) is None:
-        return ""
-    if call.kind == "getitem" and not _is_basic_index(call.attrs["index"]):
-        return "it selects by a computed index"
-    return None
-
-
-def _is_basic_index(index: object) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(p is None or p is Ellipsis or isinstance(p, int | slice) for p in parts)
-
-
-def _unary_reason(call: OpCall) -> str | None:
-    if any(isinstance(v, fx.Node) for v in call.attrs.values()):
-        return "its settings are computed in the graph"
-    if call.attrs.get("dtype") not in (None, torch.float32):
-        return f"it returns {call.attrs['dtype']}"
-    if call.kind == "mean" and call.attrs["dim"] is None:
-        return "a mean over every dimension, the batch included"
-    return None
-
-
-def _binary_reason(call: OpCall) -> str | None:
-    if call.attrs.get("alpha", 1) != 1:
-        return f"{call.kind} with alpha={call.attrs['alpha']}"
-    if len(call.nodes) == 2 and any(tensor_spec(n) is None for n in call.nodes):
-        return "one side is a number computed in the graph"
-    return None
+def _computes_tensor(call: OpCall) -> bool:
+    """Whether a call takes or gives a tensor; arithmetic on sizes does not, and is no candidate."""
+    return tensor_spec(call.node) is not None or any(tensor_spec(i) is not None for i in call.nodes)
 
 
 def _drop_islands(plan: Placement, calls: dict[fx.Node, OpCall]) -> None:
