@@ -56,7 +56,7 @@ def distance(reference: Any, actual: Any) -> Distance:
     """
     pairs = list(zip(tensors_in(reference), tensors_in(actual), strict=True))
     equal, signal, noise, dot, other, worst, scale = True, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    for r, a in pairs:
+    for r, a in ((_real(r), _real(a)) for r, a in pairs):
         if r.shape != a.shape:
             raise ValueError(f"shapes differ: {tuple(r.shape)} and {tuple(a.shape)}")
         same = r.dtype == a.dtype and bool(torch.equal(r, a) or torch.equal(_without_nan(r), _without_nan(a)))
@@ -76,6 +76,10 @@ def distance(reference: Any, actual: Any) -> Distance:
     cosine = 1.0 if equal else dot / math.sqrt(signal * other) if signal * other > 0 else 0.0
     eps = max((torch.finfo(r.dtype).eps for r, _ in pairs if r.is_floating_point()), default=0.0)
     return Distance(equal, _decibel(signal, noise), cosine, worst, scale, eps)
+
+
+def _real(x: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def _without_nan(x: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,8 @@ class PassRecord:
         reasons = Counter(r.reason for r in self.refused)
         if reasons:
             first, _ = reasons.most_common(1)[0]
-            more = f" (+{len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
+            others = len(reasons) - 1
+            more = f" (+{others} other reason{'s' if others > 1 else ''})" if others else ""
             parts.append(f"{len(self.refused)} refused: {first}{more}")
         return ", ".join(parts)
 
@@ -79,7 +81,13 @@ class PassRecord:
             "refused": [vars(r) for r in self.refused],
             "notes": list(self.notes),
             "seconds": self.seconds,
-            "sqnr_db": None if self.total is None else self.total.sqnr_db,
-            "max_abs": None if self.total is None else self.total.max_abs,
+            "exact": None if self.total is None else self.total.equal,
+            "sqnr_db": None if self.total is None else _finite(self.total.sqnr_db),
+            "max_abs": None if self.total is None else _finite(self.total.max_abs),
             "error": self.error,
         }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None

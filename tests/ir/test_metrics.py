@@ -79,6 +79,12 @@ def test_dtypes_count() -> None:
     assert distance(torch.tensor([1, 2]), torch.tensor([1, 3])).eps == 0.0
 
 
+def test_complex_values() -> None:
+    reference = torch.complex(torch.tensor([3.0]), torch.tensor([4.0]))
+    assert distance(reference, reference.clone()).equal
+    assert distance(reference, reference + 0.5j).sqnr_db == pytest.approx(20.0)
+
+
 def test_empty_and_missing_tensors() -> None:
     assert distance(torch.empty(0), torch.empty(0)).equal
     assert distance((), ()).equal
