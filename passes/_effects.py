@@ -13,6 +13,8 @@ from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.ops import DROPOUTS, SPECS, WEIGHTED
 from fxq.tracing.operations import is_in_place
 
+WRITES: Final = "it writes into its input"
+CHECKS: Final = "it checks something or changes a setting"
 _TORCH: Final = ("torch", "_operator", "math", "builtins")
 _ENVIRONMENT: Final = ("set_", "use_", "manual_seed", "seed", "_assert", "init_")
 _RANDOM: Final = frozenset({
@@ -43,8 +45,12 @@ def writes(call: OpCall) -> bool:
 
 def effect(call: OpCall) -> str | None:
     """Say what a call does beside giving its value, or None: then a call that nobody uses can go."""
+    if call.node.op == "get_attr":
+        return None
     if writes(call):
-        return "it writes into its input" if call.inplace or call.module is None else "its code may have side effects"
+        return (
+            WRITES if call.inplace or is_in_place(call.node.op, call.node.target) else "its code may have side effects"
+        )
     if call.kind in DROPOUTS:
         return "it draws random numbers, in training mode" if call.attrs["training"] else None
     if call.kind == "attention" and call.attrs["dropout_p"] == 0:
@@ -54,9 +60,7 @@ def effect(call: OpCall) -> str | None:
     name = getattr(call.node.target, "__name__", str(call.node.target))
     if name in _RANDOM:
         return "it draws random numbers"
-    if call.node.op == "call_function" and name.startswith(_ENVIRONMENT):
-        return "it checks something or changes a setting"
-    return None
+    return CHECKS if call.node.op == "call_function" and name.startswith(_ENVIRONMENT) else None
 
 
 def _module_effect(call: OpCall) -> str | None:
