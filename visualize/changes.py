@@ -10,8 +10,6 @@ from fxq.ir.provenance import Origin
 from fxq.ir.snapshot import GraphSnapshot, NodeRecord
 from fxq.visualize.fold import split_arguments
 
-_WORDS = {"digest": "weights"}
-
 
 @dataclass(frozen=True)
 class Changes:
@@ -72,9 +70,9 @@ def _notes(diff: GraphDiff, names: Mapping[int, str]) -> Iterator[tuple[int, tup
         if node.id in heirs:
             yield node.id, ("now part of " + _listed(heirs[node.id]),)
     for node in diff.added:
-        yield node.id, tuple(_made_by(o, node.id, names) for o in made[node.id])
+        yield node.id, _by(made[node.id], node.id, names)
     for change in diff.changed:
-        by = tuple(_made_by(o, change.after.id, names) for o in made[change.after.id])
+        by = _by(made[change.after.id], change.after.id, names)
         yield change.after.id, (*_fields(change, names), *by)
 
 
@@ -86,9 +84,13 @@ def _new_origins(diff: GraphDiff) -> Iterator[tuple[NodeRecord, tuple[Origin, ..
         yield change.after, change.after.origins[len(change.before.origins) :]
 
 
-def _made_by(origin: Origin, own: int, names: Mapping[int, str]) -> str:
-    others = [names.get(i, f"n{i}") for i in origin.sources if i != own]
-    return f"{origin.rule}" + (f" from {_listed(others)}" if others else "")
+def _by(origins: tuple[Origin, ...], own: int, names: Mapping[int, str]) -> tuple[str, ...]:
+    """The rules that made a node, each once."""
+    out: dict[str, None] = {}
+    for origin in origins:
+        others = [names.get(i, f"n{i}") for i in origin.sources if i != own]
+        out[f"by {origin.rule}" + (f" from {_listed(others)}" if others else "")] = None
+    return tuple(out)
 
 
 def _listed(names: list[str]) -> str:
@@ -97,18 +99,32 @@ def _listed(names: list[str]) -> str:
 
 
 def _fields(change: Change, names: Mapping[int, str]) -> Iterator[str]:
+    """What differs, a phrase each. Where the call itself is another, its settings are, too: they stand in the box."""
     old, new = change.before, change.after
+    respelled = old.op != new.op
+    if respelled:
+        yield f"{_call(old)} → {_call(new)}"
     for name in change.fields:
-        if name in ("kind", "target"):
+        if name in ("kind", "target") and not respelled:
             yield f"{name}: {getattr(old, name)} → {getattr(new, name)}"
-        elif name in ("details", "args"):
-            was, now = _differing(getattr(old, name), getattr(new, name))
-            if not (name == "args" and old.inputs != new.inputs and "%" in was + now):
-                yield f"{was} → {now}" if was and now else f"no longer {was}" if was else f"now {now}"
         elif name == "inputs":
             yield _inputs(old.inputs, new.inputs, names)
-        elif name != "op":
-            yield f"{_WORDS.get(name, name)} changed"
+        elif name in ("details", "args") and not (respelled or old.kind != new.kind):
+            yield from _settings(getattr(old, name), getattr(new, name))
+        elif name == "digest":
+            yield "state changed" if new.kind.endswith("Observer") else "weights changed"
+
+
+def _call(node: NodeRecord) -> str:
+    return f"{node.op.removeprefix('call_').replace('get_attr', 'constant')} {node.target}"
+
+
+def _settings(old: str, new: str) -> Iterator[str]:
+    was, now = split_arguments(old), split_arguments(new)
+    gone = ", ".join(p for p in was if p not in now and "%" not in p)
+    came = ", ".join(p for p in now if p not in was and "%" not in p)
+    if gone or came:
+        yield f"{gone} → {came}" if gone and came else f"no longer {gone}" if gone else f"now {came}"
 
 
 def _inputs(old: tuple[int, ...], new: tuple[int, ...], names: Mapping[int, str]) -> str:
@@ -119,11 +135,6 @@ def _inputs(old: tuple[int, ...], new: tuple[int, ...], names: Mapping[int, str]
     if came or went:
         return f"also reads {_listed(came)}" if came else f"no longer reads {_listed(went)}"
     return "order of inputs changed"
-
-
-def _differing(old: str, new: str) -> tuple[str, str]:
-    was, now = split_arguments(old), split_arguments(new)
-    return ", ".join(p for p in was if p not in now), ", ".join(p for p in now if p not in was)
 
 
 def _rewired(diff: GraphDiff) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fxq.ir.snapshot import NodeRecord
 from fxq.visualize.fold import Folding
+from fxq.visualize.palette import INSERTED, family
 
 
 @dataclass
@@ -56,13 +57,23 @@ def _ancestors(path: str) -> list[str]:
 
 
 def _with_edges(folding: Folding, homes: Mapping[int, str]) -> set[str]:
-    """The modules that both ends of some edge lie in, other than layers, which never get a box."""
+    """The modules that both ends of some edge lie in, other than layers, which never get a box.
+
+    Edges are followed through observers and the borders of int8 regions. These do not count themselves: they would
+    make a module of every function that they stand at.
+    """
     layers = {n.target for n in folding.drawn if n.op == "call_module"}
     kept: set[str] = set()
+    ends: dict[int, set[int]] = {}
     for node in folding.drawn:
-        mine = _ancestors(homes.get(node.id, ""))
-        for source in folding.drawn_inputs(node):
-            kept.update(set(mine) & set(_ancestors(homes.get(source, ""))))
+        sources = {s for i in folding.drawn_inputs(node) for s in ends.get(i, ())}
+        if family(node) in INSERTED:
+            ends[node.id] = sources
+            continue
+        ends[node.id] = {node.id}
+        mine = set(_ancestors(homes.get(node.id, "")))
+        for source in sources:
+            kept |= mine.intersection(_ancestors(homes.get(source, "")))
     return kept - layers
 
 

@@ -16,7 +16,7 @@ from fxq.visualize.escape import attribute, markup
 from fxq.visualize.fold import Folding, fold
 from fxq.visualize.label import label, tooltip
 from fxq.visualize.outline import closed_label, closed_modules, closed_tooltip, nodes_in
-from fxq.visualize.palette import EDGE, FAMILIES, FONT, INK, INT8_EDGE, MARKS, MUTED, Look, family, holds_codes
+from fxq.visualize.palette import BORDERS, EDGE, FAMILIES, FONT, INK, INT8_EDGE, MARKS, MUTED, Look, family, holds_codes
 
 Side = Literal["before", "after"]
 D = TypeVar("D", bound=graphviz.Digraph)
@@ -154,7 +154,7 @@ class _Boxes:
     def _node(self, graph: graphviz.Digraph, node: NodeRecord, cluster: str) -> None:
         status = self._marks.of(node)
         look = MARKS[status].look if status else FAMILIES[family(node)]
-        more = {"peripheries": "2"} if family(node) in ("quantise", "dequantise") else {}
+        more = {"peripheries": "2"} if status is None and family(node) in BORDERS else {}
         self.ids[node.id] = f"n{node.id}"
         graph.node(
             self.ids[node.id], label(node, cluster, self._folding, self._marks), tooltip=tooltip(node, self._marks),
@@ -166,8 +166,10 @@ class _Boxes:
         mark = next((m for s, m in reversed(MARKS.items()) if s in status), None)
         border, width = (mark.colour, "2") if mark else (EDGE, "1")
         self.ids |= {n.id: name for n in nodes_in(module)}
-        graph.node(name, closed_label(module, self._marks), tooltip=closed_tooltip(module), shape="box3d",
-                   margin="0.2,0.14", style="filled", fillcolor=_CLUSTER_FILLS[1], color=border, penwidth=width)  # fmt: skip
+        graph.node(
+            name, closed_label(module, self._marks), tooltip=closed_tooltip(module), shape="box3d", style="filled",
+            margin="0.2,0.14", fillcolor=_CLUSTER_FILLS[1], color=border, penwidth=width,
+        )  # fmt: skip
 
 
 def _style(look: Look) -> str:

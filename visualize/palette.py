@@ -65,6 +65,11 @@ FAMILIES: Final[dict[str, Look]] = {
     "scalar": Look("#f6f7f9", "#c3cad4", "size or constant", _HOLLOW),
 }
 
+#: The borders of int8 regions; drawn with a double line.
+BORDERS: Final = frozenset({"quantise", "dequantise"})
+#: Families of nodes that quantisation puts between the model's own.
+INSERTED: Final = BORDERS | {"observer"}
+
 MARKS: Final[dict[str, Mark]] = {
     "added": Mark("+", Look("#ddf5e3", "#17803a", "added", width=2.2)),
     "removed": Mark("-", Look("#fde4e4", "#c4222c", "removed", width=1.8, dashed=True)),

@@ -64,6 +64,8 @@ def _module_settings(node: NodeRecord) -> list[str]:
         parts[:2] = [f"{parts[0]} → {parts[1]}"]
     elif {p.partition("=")[0] for p in parts[:2]} == {"in_features", "out_features"}:
         parts[:2] = [" → ".join(p.partition("=")[2] for p in parts[:2])]
+    elif parts and node.kind.endswith("batch_norm") and parts[0].isdigit():
+        parts[0] += " channels"
     return [phrase(p) for p in parts if p not in _DEFAULTS]
 
 
