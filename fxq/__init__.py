@@ -1,4 +1,8 @@
-"""fxq: a compiler pass suite on torch.fx."""
+"""fxq: a compiler pass suite on torch.fx.
+
+``fxq.compile(model, calibration=loader)`` traces a float module, folds, fuses, quantises and lowers it, and returns a
+rewritten ``torch.fx.GraphModule`` that explains itself: ``print(fxq.report(gm))``.
+"""
 
 from pathlib import Path as _Path
 
@@ -6,4 +10,49 @@ from pathlib import Path as _Path
 if not (_Path(__file__).parent / "passes").is_dir():
     __path__.append(str(_Path(__file__).parent.parent))
 
+from fxq import passes as passes
+from fxq import visualize as visualize
+from fxq.analysis import benchmark as benchmark
+from fxq.analysis import compare as compare
+from fxq.analysis import profile as profile
+from fxq.api import compile as compile
+from fxq.errors import CalibrationError as CalibrationError
+from fxq.errors import FxqError as FxqError
+from fxq.errors import GraphError as GraphError
+from fxq.errors import InputError as InputError
+from fxq.errors import PassError as PassError
+from fxq.errors import TargetError as TargetError
+from fxq.errors import TraceError as TraceError
+from fxq.errors import VerifyError as VerifyError
+from fxq.manager import PassManager as PassManager
+from fxq.manager import Report as Report
+from fxq.manager import report_of as report
+from fxq.pipelines import pipeline as pipeline
+from fxq.quant.calibration import inputs as inputs
+from fxq.quant.recipe import Recipe as Recipe
+from fxq.tracing import trace as trace
+
 __version__ = "0.1.0"
+__all__ = [
+    "CalibrationError",
+    "FxqError",
+    "GraphError",
+    "InputError",
+    "PassError",
+    "PassManager",
+    "Recipe",
+    "Report",
+    "TargetError",
+    "TraceError",
+    "VerifyError",
+    "benchmark",
+    "compare",
+    "compile",
+    "inputs",
+    "passes",
+    "pipeline",
+    "profile",
+    "report",
+    "trace",
+    "visualize",
+]

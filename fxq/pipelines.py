@@ -6,7 +6,7 @@ from fxq.manager import PassManager
 from fxq.passes.calibrate import Calibrate
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.convert_qdq import ConvertQDQ
-from fxq.passes.decompose_attention import DecomposeAttention
+from fxq.passes.correct_bias import CorrectBias
 from fxq.passes.eliminate import Eliminate
 from fxq.passes.fold_batch_norm import FoldBatchNorm
 from fxq.passes.functionalise import Functionalise
@@ -24,7 +24,6 @@ def float_pipeline(verify: bool = True) -> PassManager:
             Functionalise(),
             Canonicalise(),
             Eliminate(),
-            DecomposeAttention(),
             FoldBatchNorm(),
             FuseResidual(),
             FuseActivation(),
@@ -34,10 +33,10 @@ def float_pipeline(verify: bool = True) -> PassManager:
 
 
 def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bool = True) -> PassManager:
-    """The float pipeline, then observe, calibrate, convert and lower."""
+    """The float pipeline, then observe, calibrate, correct biases, convert and lower."""
     recipe = recipe or Recipe("int8")
     manager = float_pipeline(verify)
-    for p in (InsertObservers(recipe), Calibrate(), ConvertQDQ(recipe), LowerInt8(target)):
+    for p in (InsertObservers(recipe), Calibrate(), CorrectBias(recipe), ConvertQDQ(recipe), LowerInt8(target)):
         manager = manager.append(p)
     return manager
 

@@ -4,12 +4,13 @@ if __name__ != "fxq.passes":
     raise ImportError("import this package as fxq.passes, not as passes")
 
 from fxq.passes.calibrate import Calibrate as Calibrate
+from fxq.passes.canonicalise import Canonicalise as Canonicalise
 from fxq.passes.convert_qdq import ConvertQDQ as ConvertQDQ
+from fxq.passes.correct_bias import CorrectBias as CorrectBias
+from fxq.passes.eliminate import Eliminate as Eliminate
+from fxq.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
+from fxq.passes.functionalise import Functionalise as Functionalise
+from fxq.passes.fuse_activation import FuseActivation as FuseActivation
+from fxq.passes.fuse_residual import FuseResidual as FuseResidual
 from fxq.passes.insert_observers import InsertObservers as InsertObservers
 from fxq.passes.lower_int8 import LowerInt8 as LowerInt8
-
-from fxq.manager import Numerics as Numerics
-from fxq.manager import Pass as Pass
-from fxq.manager import PassContext as PassContext
-from fxq.manager import PassResult as PassResult
-from fxq.manager import RulePass as RulePass
