@@ -13,7 +13,7 @@ from fxq.ir.ops import WEIGHTED, Kind
 from fxq.ir.rewriter import Rewriter, call_count
 from fxq.ir.snapshot import kind_text
 from fxq.nn import FUSED_LAYERS, Epilogue, fuse_layer
-from fxq.tracing.operations import is_in_place
+from fxq.passes._effects import writes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -72,11 +72,11 @@ def unusual_arguments(call: OpCall) -> str | None:
 
 
 def write_between(first: fx.Node, last: fx.Node, rw: Rewriter) -> str | None:
-    """Say which operation between two nodes writes in place, so that nothing may be moved past it, or None."""
+    """Say which operation between two nodes may write in place, so that nothing may be moved past it, or None."""
     nodes = list(rw.graph.nodes)
     for node in nodes[nodes.index(first) + 1 : nodes.index(last)]:
-        if rw.identify(node).inplace or is_in_place(node.op, node.target) or "out" in node.kwargs:
-            return f"`{node.name}` writes in place between `{first.name}` and `{last.name}`"
+        if writes(rw.identify(node)):
+            return f"`{node.name}` may write in place between `{first.name}` and `{last.name}`"
     return None
 
 

@@ -323,7 +323,7 @@ REFUSED = {
     "tied": (Tied, "`conv` shares its weight with another module"),
     "behind cat": (BehindCat, "not after a convolution or linear layer, but after cat"),
     "first": (lambda: nn.Sequential(nn.BatchNorm2d(4)), "not after a convolution or linear layer, but after an input"),
-    "overwritten": (Overwritten, "`add_` writes in place between `norm` and `conv`"),
+    "overwritten": (Overwritten, "`add_` may write in place between `norm` and `conv`"),
     "training": (training_mode, "`1` is in training mode: it normalises with the statistics of each batch"),
     "no statistics": (
         lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),

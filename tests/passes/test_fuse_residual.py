@@ -243,6 +243,24 @@ class Overwritten(Base):
         return y + z
 
 
+class Unseen(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2.0)
+
+
+class PastAnOpaqueModule(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unseen = Unseen()
+        self.unseen.register_forward_hook(lambda *_: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.sigmoid(x)
+        y = self.conv(x)
+        self.unseen(z)
+        return y + z
+
+
 class OutputSize(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.up(x, output_size=[5, 5]) + x
@@ -270,7 +288,8 @@ REFUSED: dict[type[nn.Module], str] = {
     Used: "the value of `conv` is also used by `mul`",
     Returned: "the value of `conv` is returned",
     IntoTheResidual: "`add_` writes into `sigmoid` in place",
-    Overwritten: "`mul_` writes in place between `conv` and `add`",
+    Overwritten: "`mul_` may write in place between `conv` and `add`",
+    PastAnOpaqueModule: "`unseen` may write in place between `conv` and `add`",
     OutputSize: "`up` is called with further arguments, such as output_size",
     Opaque: "`special` is an opaque module (Special)",
 }
