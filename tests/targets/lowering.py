@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxq.ir.stage import Stage, set_graph_state
-from fxq.manager import PassContext, PassRecord
+from fxq.manager import Pass, PassContext, PassRecord
 from fxq.manager.running import run_on_copy
-from fxq.passes import Calibrate, ConvertQDQ, InsertObservers, LowerInt8, Pass
-from fxq.passes.fold_batch_norm import FoldBatchNorm
-from fxq.passes.fuse_activation import FuseActivation
-from fxq.passes.fuse_residual import FuseResidual
+from fxq.passes.calibrate import Calibrate
+from fxq.passes.convert_qdq import ConvertQDQ
+from fxq.passes.insert_observers import InsertObservers
+from fxq.passes.lower_int8 import LowerInt8
+from fxq.pipelines import float_pipeline
 from fxq.quant.calibration import Calibration
 from fxq.quant.recipe import Recipe
 from fxq.tracing import normalise_inputs, trace
@@ -48,12 +48,7 @@ def trained(model: nn.Module) -> nn.Module:
 
 
 def fuse(model: nn.Module, x: Any) -> fx.GraphModule:
-    gm = trace(model, x)
-    set_graph_state(gm, stage=Stage.CANONICAL)
-    for p in (FoldBatchNorm(), FuseResidual(), FuseActivation()):
-        gm = p(gm, x).graph_module
-    set_graph_state(gm, stage=Stage.FUSED)
-    return gm
+    return float_pipeline()(trace(model, x), x).graph_module
 
 
 def stages(

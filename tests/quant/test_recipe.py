@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from fxq.errors import InputError
+from fxq.quant.observers import MinMaxObserver, MovingAverageObserver
+from fxq.quant.recipe import Recipe, resolve_recipe
+
+
+def test_auto_follows_the_calibration_data() -> None:
+    assert resolve_recipe("auto", calibrated=True) == Recipe("int8")
+    assert resolve_recipe("auto", calibrated=False) == Recipe("float")
+    assert resolve_recipe("float", calibrated=True) == Recipe("float")
+    own = Recipe(weight="per_tensor")
+    assert resolve_recipe(own, calibrated=False) is own
+
+
+def test_an_unknown_recipe_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"unknown recipe 'int'\n.*did you mean 'int8'"):
+        resolve_recipe("int", calibrated=False)
+    with pytest.raises(InputError, match=r"unknown recipe 'zzz'\n.*known: 'auto', 'float', 'int8'"):
+        resolve_recipe("zzz", calibrated=False)
+    with pytest.raises(InputError, match=r"unknown recipe 8\n"):
+        resolve_recipe(8, calibrated=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "int9"}, "unknown recipe 'int9'\n.*did you mean 'int8'"),
+        ({"activation": "min_max"}, "unknown activation observer 'min_max'\n.*did you mean 'minmax'"),
+        ({"weight": "per_chanel"}, "unknown weight granularity 'per_chanel'\n.*did you mean 'per_channel'"),
+        ({"momentum": 2.0}, "momentum is 2.0\n.*above 0 and at most 1"),
+    ],
+)
+def test_unknown_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recipe(**options)  # type: ignore[arg-type]
+
+
+def test_observers() -> None:
+    assert type(Recipe().observer("x")) is MinMaxObserver
+    moving = Recipe(activation="moving_average", momentum=0.5).observer("x")
+    assert isinstance(moving, MovingAverageObserver)
+    assert moving.momentum == 0.5
