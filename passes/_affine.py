@@ -14,9 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from fxq.passes._layers import copy_module
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fxq.passes._layers import copy_module
 
 
 @dataclass(frozen=True)

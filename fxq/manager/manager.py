@@ -48,7 +48,7 @@ class PassManager:
 
     Args:
         passes: passes and managers, in order. Names must be unique within one manager.
-        verify: check the stage's table, shapes, dtypes and, where example inputs are given, the output after every pass.
+        verify: check the stage's table, shapes, dtypes and, with example inputs, the output after every pass.
         name: what an outer manager calls this one.
 
     The methods that change a pipeline return a new manager: ``pm.without("fuse_residual")``.
