@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, fx, nn
 
@@ -16,10 +15,11 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import Epilogue, quantize_layer
+from fxq.passes._layers import copy_module
 from fxq.progress import track
 from fxq.quant.observers import Observer
 from fxq.quant.recipe import Recipe
-from fxq.targets.placement import is_weighted
+from fxq.targets.suitability import is_weighted
 from fxq.tracing import clone_inputs
 
 
@@ -44,6 +44,7 @@ class CorrectBias(Pass):
     numerics: ClassVar[Numerics] = Numerics.LOSSY
 
     recipe: Recipe = field(default_factory=Recipe)
+
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         if context.calibration is None:
             raise CalibrationError("there is no calibration data", where=f"the pass `{self.name}`",
@@ -92,29 +93,26 @@ class CorrectBias(Pass):
 
 def _weight_error(call: OpCall, recipe: Recipe) -> nn.Module:
     """Return the layer without bias and epilogue whose weights are ``W - W_q``."""
-    assert call.module is not None
-    quantised: Any = quantize_layer(call.module, recipe.weight_scale(call.module.weight))  # type: ignore[arg-type]
-    layer: Any = copy.copy(call.module)
-    layer.__dict__["_parameters"] = dict(layer._parameters)
-    layer.weight = clone_parameter(call.module.weight - quantised.dequantized_weight())  # type: ignore[operator]
+    layer: Any = copy_module(call.module or nn.Identity())
+    quantised: Any = quantize_layer(layer, recipe.weight_scale(layer.weight))
+    layer.weight = clone_parameter(layer.weight - quantised.dequantized_weight())
     layer.bias = None
     if hasattr(layer, "epilogue"):
         layer.epilogue = Epilogue()
-    return layer  # type: ignore[no-any-return]
+    return cast(nn.Module, layer)
 
 
 def _mean_output(layer: nn.Module, value: Tensor) -> Tensor:
     """Return the mean of ``layer(value)`` over batch and positions, one number for each output channel."""
     if isinstance(layer, nn.Linear):
-        return layer(value.flatten(0, -2).mean(0)) if value.dim() > 1 else layer(value)  # type: ignore[no-any-return]
-    batched = value.dim() == layer.weight.dim()  # type: ignore[union-attr, operator]
-    mean = layer(value.mean(0, keepdim=True) if batched else value[None])
-    return mean.flatten(2).mean(2)[0]  # type: ignore[no-any-return]
+        return cast(Tensor, layer(value.reshape(-1, value.shape[-1]).mean(0)))
+    batched = value.dim() == cast(Tensor, layer.weight).dim()
+    mean: Tensor = layer(value.mean(0, keepdim=True) if batched else value[None])
+    return mean.flatten(2).mean(2)[0]
 
 
 def _shifted(layer: nn.Module | None, shift: Tensor) -> nn.Module:
-    out: Any = copy.copy(layer)
-    out.__dict__["_parameters"] = dict(out._parameters)
-    old = out._parameters.get("bias")
+    out: Any = copy_module(layer or nn.Identity())
+    old = out.bias
     out.bias = clone_parameter(shift if old is None else old + shift)
-    return out  # type: ignore[no-any-return]
+    return cast(nn.Module, out)
