@@ -83,7 +83,7 @@ def identify(node: fx.Node, gm: fx.GraphModule) -> OpCall:
 
 
 def _identify_module(node: fx.Node, module: nn.Module) -> OpCall:
-    inputs = tuple(node.all_input_nodes)
+    inputs = _arguments(node)
     kind = type(module)
     if has_hooks(module):
         return OpCall(node, kind, inputs, {}, module)
@@ -99,6 +99,13 @@ def _identify_module(node: fx.Node, module: nn.Module) -> OpCall:
     spec = SPECS[name]
     inplace = bool(getattr(module, "inplace", False))
     return OpCall(node, name, inputs, spec.normalise(values | fixed), module, inplace)
+
+
+def _arguments(node: fx.Node) -> tuple[fx.Node, ...]:
+    """Every node among the arguments, in order; one that is given twice (a layer that adds its input) counts twice."""
+    found: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), found.append)
+    return tuple(found)
 
 
 def _bind(node: fx.Node, kind: str, spelling: Spelling) -> OpCall | None:

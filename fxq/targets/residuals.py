@@ -32,6 +32,8 @@ def _stays_float(node: fx.Node, int8: set[fx.Node], calls: Mapping[fx.Node, OpCa
     residual = calls[node].nodes[1]
     if any(_reads_codes(u, node, int8, calls, adding) for u in node.users):
         return False
+    if calls[node].nodes[0] is residual and residual in int8:
+        return False
     others = [u for u in residual.users if u is not node]
     return residual not in int8 or not any(_reads_codes(u, residual, int8, calls, adding) for u in others)
 
