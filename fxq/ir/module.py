@@ -18,9 +18,9 @@ class TracedModule(GraphModule):
     """A ``torch.fx.GraphModule`` that keeps its ``meta`` and what fxq knows of its nodes when it is pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        origins = {
-            node.name: {key: node.meta[key] for key in _NODE_KEYS if key in node.meta} for node in self.graph.nodes
-        }
+        origins = [
+            (node.name, {key: node.meta[key] for key in _NODE_KEYS if key in node.meta}) for node in self.graph.nodes
+        ]
         name = type(self).__name__
         states = {path: (m.training, set(m._non_persistent_buffers_set)) for path, m in self.named_modules()}
         return _rebuild, (super().__reduce__(), name, dict(self.meta), origins, states)
@@ -52,17 +52,30 @@ def _rebuild(
     reduced: tuple[Any, ...],
     name: str,
     meta: dict[str, Any],
-    origins: dict[str, dict[str, Any]],
+    origins: list[tuple[str, dict[str, Any]]],
     states: dict[str, tuple[bool, set[str]]],
 ) -> TracedModule:
     plain: GraphModule = reduced[0](*reduced[1])
     gm = TracedModule(plain, plain.graph, name)
     gm.meta = meta
-    for node in gm.graph.nodes:
-        node.meta.update(origins.get(node.name, {}))
+    _restore_nodes(gm, origins)
     for path, module in gm.named_modules():
         module.training, module._non_persistent_buffers_set = states[path]
     return gm
+
+
+def _restore_nodes(gm: TracedModule, origins: list[tuple[str, dict[str, Any]]]) -> None:
+    """Give the nodes their names and origins back: unpickling traces the code again, and invents names."""
+    nodes = list(gm.graph.nodes)
+    if len(nodes) != len(origins):
+        return
+    for i, node in enumerate(nodes):
+        node._rename(f"restored_node_{i}")  # makes room: a name may have gone to another node
+    gm.graph._graph_namespace._used_names.clear()
+    for node, (name, meta) in zip(nodes, origins, strict=True):
+        node._rename(name)
+        node.meta.update(meta)
+    gm.recompile()
 
 
 def copy_graph_module(model: GraphModule) -> TracedModule:
