@@ -14,6 +14,7 @@ from fxq.passes.fuse_activation import FuseActivation
 from fxq.passes.fuse_residual import FuseResidual
 from fxq.passes.insert_observers import InsertObservers
 from fxq.passes.lower_int8 import LowerInt8
+from fxq.passes.recognise_activations import RecogniseActivations
 from fxq.quant.recipe import Recipe
 
 
@@ -24,6 +25,7 @@ def float_pipeline(verify: bool = True) -> PassManager:
             Functionalise(),
             Canonicalise(),
             Eliminate(),
+            RecogniseActivations(),
             FoldBatchNorm(),
             FuseResidual(),
             FuseActivation(),

@@ -7,22 +7,13 @@ from typing import ClassVar
 
 from fxq.ir.identify import OpCall
 from fxq.ir.matcher import Rule, RuleTable
-from fxq.ir.ops import FUSABLE_ACTIVATIONS, is_finite_number
+from fxq.ir.ops import is_finite_number
 from fxq.ir.pattern import Anything, Match, call
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, RulePass
-from fxq.nn import Epilogue
 from fxq.passes._layers import LAYERS, called_again, epilogue_of, opaque_layer, unusual_arguments, with_epilogue
-
-#: The parameters of each activation that has some, in the order of an epilogue's ``params``.
-_PARAMS = {
-    "hardtanh": ("min_val", "max_val"),
-    "clamp": ("min", "max"),
-    "gelu": ("approximate",),
-    "leaky_relu": ("negative_slope",),
-}
-_ACTIVATIONS = (*FUSABLE_ACTIVATIONS, "clamp")
+from fxq.targets.activations import ACTIVATION_KINDS, activation_of
 
 
 @dataclass(frozen=True)
@@ -48,9 +39,9 @@ class FuseActivation(RulePass):
     def rules(self) -> RuleTable:
         fuse = [
             Rule(f"fuse_{kind}", call(kind, call(LAYERS, name="layer"), name="activation"), _fuse)
-            for kind in _ACTIVATIONS
+            for kind in ACTIVATION_KINDS
         ]
-        explain = Rule("fuse_activation", call(_ACTIVATIONS, Anything("input")), _explain, whole=False)
+        explain = Rule("fuse_activation", call(ACTIVATION_KINDS, Anything("input")), _explain, whole=False)
         return RuleTable([*fuse, explain])
 
 
@@ -60,27 +51,23 @@ def _fuse(match: Match, rw: Rewriter) -> str | None:
     old = epilogue_of(layer.module)
     if old.activation is not None:
         return f"`{layer.node.target}` already ends in {old.activation}"
-    reason = called_again(layer, rw) or unusual_arguments(layer) or _unfit(activation)
+    reason = called_again(layer, rw) or unusual_arguments(layer)
     if reason is not None:
         return reason
-    rw.set_module(layer.node, with_epilogue(layer.module, _epilogue(activation, old)))
+    epilogue = activation_of(activation)
+    if epilogue is None:
+        return _unfit(activation)
+    rw.set_module(layer.node, with_epilogue(layer.module, replace(epilogue, add=old.add)))
     rw.replace(activation.node, layer.node)
     return None
 
 
-def _unfit(activation: OpCall) -> str | None:
-    if activation.kind not in ("clamp", "hardtanh"):
-        return None
-    low, high = (activation.attrs[name] for name in _PARAMS[str(activation.kind)])
-    if not is_finite_number(low) or not is_finite_number(high):
+def _unfit(activation: OpCall) -> str:
+    """Say why an activation cannot be an epilogue: what else it reads are numbers that it has, bounds apart."""
+    bounds = list(activation.attrs.values())
+    if not all(map(is_finite_number, bounds)):
         return f"the bounds of `{activation.node.name}` are not two numbers"
-    return None if low <= high else f"the bounds of `{activation.node.name}` are in the wrong order"
-
-
-def _epilogue(activation: OpCall, old: Epilogue) -> Epilogue:
-    kind = str(activation.kind)
-    params = tuple(activation.attrs[name] for name in _PARAMS.get(kind, ()))
-    return replace(old, activation="hardtanh" if kind == "clamp" else kind, params=params)
+    return f"the bounds of `{activation.node.name}` are in the wrong order"
 
 
 def _explain(match: Match, rw: Rewriter) -> str:

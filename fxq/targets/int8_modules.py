@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxq import nn as fnn
 from fxq.ir.identify import OpCall
-from fxq.ir.ops import FUSABLE_ACTIVATIONS, SPECS, is_finite_number
+from fxq.ir.ops import SPECS, is_finite_number
 from fxq.nn import Epilogue
 from fxq.quant.qparams import QParams
+from fxq.targets.activations import activation_of
 
-_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+_LAYERS: dict[type[nn.Module], Any] = {
     fnn.QDQConv1d: fnn.QConv1d,
     fnn.QDQConv2d: fnn.QConv2d,
     fnn.QDQConv3d: fnn.QConv3d,
@@ -24,16 +26,6 @@ _LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 #: Operations that can take an activation with them into one int8 module.
 HEADS = frozenset({"add", "mul", "batch_norm"})
-
-
-def activation_of(call: OpCall) -> Epilogue | None:
-    """Return the epilogue that applies the same activation as ``call``, or None where it is none."""
-    if call.kind == "clamp":
-        bounds = (call.attrs["min"], call.attrs["max"])
-        return Epilogue("hardtanh", bounds) if all(map(is_finite_number, bounds)) else None
-    if call.kind not in FUSABLE_ACTIVATIONS or any(isinstance(v, fx.Node) for v in call.attrs.values()):
-        return None
-    return Epilogue(str(call.kind), tuple(call.attrs[name] for name, _ in SPECS[str(call.kind)].attrs))
 
 
 def int8_module(
@@ -47,9 +39,9 @@ def int8_module(
         activation: applied by the same module, where the operation is one of ``HEADS``.
     """
     module = call.module
-    if type(module) in _LAYERS:
+    if module is not None and type(module) in _LAYERS:
         residual = inputs[1] if len(inputs) > 1 else None
-        layer: nn.Module = _LAYERS[type(module)].from_qdq(module, inputs[0], output, residual, backend)  # type: ignore[operator]
+        layer: nn.Module = _LAYERS[type(module)].from_qdq(module, inputs[0], output, residual, backend)
         return layer
     if output is None:
         return "its result is used in float"

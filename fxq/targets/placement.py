@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -11,10 +11,12 @@ from torch import fx
 from fxq.ir.identify import Identifier, OpCall
 from fxq.ir.ops import MOVES
 from fxq.ir.shapes import TensorSpec, tensor_spec
-from fxq.targets.int8_modules import HEADS, activation_of
+from fxq.targets.activations import activation_of
+from fxq.targets.int8_modules import HEADS
+from fxq.targets.int8_moves import SPLITS
 from fxq.targets.overwritten import overwritten
 from fxq.targets.residuals import float_residuals
-from fxq.targets.suitability import is_weighted, reads_shape_only, why_float
+from fxq.targets.suitability import is_weighted, picks_from_tuple, reads_shape_only, why_float
 
 
 @dataclass
@@ -43,7 +45,7 @@ def plan_placement(gm: fx.GraphModule) -> Placement:
     plan = Placement()
     unstable = overwritten(calls)
     for node, call in calls.items():
-        if not _computes_tensor(call):
+        if not _computes_tensor(call, calls):
             continue
         reason = why_float(call)
         if reason is None and unstable.intersection(call.nodes):
@@ -59,8 +61,13 @@ def plan_placement(gm: fx.GraphModule) -> Placement:
     return plan
 
 
-def _computes_tensor(call: OpCall) -> bool:
-    """Whether a call takes or gives a tensor; arithmetic on sizes does not, and is no candidate."""
+def _computes_tensor(call: OpCall, calls: Mapping[fx.Node, OpCall]) -> bool:
+    """Whether a call takes or gives a tensor; arithmetic on sizes, and picking a tensor from a tuple, are no candidates.
+
+    Picking one part of a split is: the part has the codes of the whole.
+    """
+    if call.kind == "getitem" and picks_from_tuple(call):
+        return str(calls[call.nodes[0]].kind) in SPLITS if call.nodes[0] in calls else False
     return tensor_spec(call.node) is not None or any(tensor_spec(i) is not None for i in call.nodes)
 
 

@@ -47,6 +47,11 @@ def is_weighted(call: OpCall) -> bool:
     return call.kind in WEIGHTED or type(call.module) in FUSED_LAYERS.values()
 
 
+def picks_from_tuple(call: OpCall) -> bool:
+    """Whether a call picks an element from what another one returned, and computes nothing."""
+    return call.kind == "getitem" and bool(call.nodes) and tensor_spec(call.nodes[0]) is None
+
+
 def why_float(call: OpCall) -> str | None:
     """Return why int8 cannot compute ``call``, whatever surrounds it; None where it can."""
     return _kind_reason(call) or _input_reason(call.nodes)

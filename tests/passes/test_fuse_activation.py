@@ -266,8 +266,8 @@ def test_a_wrong_activation_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 3, 6, 6)
     gm = canonical(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 6, 3), nn.SiLU()), x)
     monkeypatch.setattr(
-        "fxq.passes.fuse_activation._epilogue",
-        lambda call, old: Epilogue("relu" if call.kind == "relu" else "hardswish"),
+        "fxq.passes.fuse_activation.activation_of",
+        lambda call: Epilogue("relu" if call.kind == "relu" else "hardswish"),
     )
     with pytest.raises(VerifyError, match="promises EXACT and changed the output") as caught:
         PassManager([FuseActivation()])(gm, x)
