@@ -15,7 +15,6 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import dequantize, quantize, quantize_layer
 from fxq.quant.observers import Observer
-from fxq.quant.qparams import WEIGHT_MAX
 from fxq.quant.recipe import Recipe
 from fxq.targets.suitability import is_weighted
 

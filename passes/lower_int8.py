@@ -15,7 +15,8 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import QDQ_LAYERS, QLookup, dequantize, quantize
 from fxq.quant.qparams import QParams
-from fxq.targets.int8_modules import HEADS, activation_of, int8_module
+from fxq.targets.activations import activation_of
+from fxq.targets.int8_modules import HEADS, int8_module
 from fxq.targets.int8_moves import SPLITS, move_module, moves_codes
 from fxq.targets.resolve import resolve_target
 from fxq.targets.suitability import reads_shape_only, reads_size_only, why_float

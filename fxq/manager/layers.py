@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import fx
 
 from fxq.ir.identify import OpCall, identify
 from fxq.ir.provenance import node_info
-from fxq.ir.shapes import describe_value, tensor_spec
+from fxq.ir.shapes import TensorSpec, describe_value, recorded_value
 from fxq.ir.snapshot import kind_text
 from fxq.manager.record import PassRecord
 from fxq.manager.report import LayerRecord
 from fxq.quant.qparams import QParams
+from fxq.targets.suitability import picks_from_tuple
 
 
 def layer_records(gm: fx.GraphModule, passes: Iterable[PassRecord]) -> list[LayerRecord]:
-    """Return a record for each operation that computes a tensor, with why it stayed in float where it did."""
+    """Return a record for each operation that computes tensors, with why it stayed in float where it did."""
     reasons = {r.node: r.reason for p in passes for r in p.refused if r.rule == "int8"}
     records = []
     for node in gm.graph.nodes:
-        if not node.op.startswith("call_") or tensor_spec(node) is None:
-            continue
         call = identify(node, gm)
+        if not node.op.startswith("call_") or not _holds_tensor(recorded_value(node)) or picks_from_tuple(call):
+            continue
         output = _output(call)
         records.append(
             LayerRecord(
@@ -37,6 +39,10 @@ def layer_records(gm: fx.GraphModule, passes: Iterable[PassRecord]) -> list[Laye
             )
         )
     return records
+
+
+def _holds_tensor(seen: Any) -> bool:
+    return isinstance(seen, TensorSpec) or (isinstance(seen, tuple) and any(map(_holds_tensor, seen)))
 
 
 def _kernel(call: OpCall) -> str:

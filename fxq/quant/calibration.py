@@ -15,7 +15,6 @@ from fxq.ir.metrics import tensors_in
 from fxq.progress import track
 from fxq.tracing import ModelInputs, clone_inputs, normalise_inputs
 
-
 #: Batches that stay in memory for passes that look at the data a second time.
 _KEPT = 16
 

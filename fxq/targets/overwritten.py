@@ -23,11 +23,13 @@ def overwritten(calls: Mapping[fx.Node, OpCall]) -> set[fx.Node]:
         return set()
     aliases = nx.Graph()
     for node, call in calls.items():
-        if node in writes or _may_be_view(call):
+        if node in writes:
+            aliases.add_edge(node, writes[node])
+        elif _may_be_view(call):
             aliases.add_edges_from((node, i) for i in call.node.all_input_nodes)
     order = {n: i for i, n in enumerate(next(iter(calls)).graph.nodes)}
     found: set[fx.Node] = set()
-    for node, written in writes.items():
+    for node, written in writes.items():  # each of them is in the graph of aliases
         members = nx.node_connected_component(aliases, written)
         found |= {m for m in members if order[m] < order[node]}
     return found

@@ -62,12 +62,13 @@ def plan_placement(gm: fx.GraphModule) -> Placement:
 
 
 def _computes_tensor(call: OpCall, calls: Mapping[fx.Node, OpCall]) -> bool:
-    """Whether a call takes or gives a tensor; arithmetic on sizes, and picking a tensor from a tuple, are no candidates.
+    """Whether a call computes with tensors; arithmetic on sizes and picking a tensor from a tuple do not.
 
-    Picking one part of a split is: the part has the codes of the whole.
+    Picking one part of a split counts, because the part has the codes of the whole.
     """
-    if call.kind == "getitem" and picks_from_tuple(call):
-        return str(calls[call.nodes[0]].kind) in SPLITS if call.nodes[0] in calls else False
+    if picks_from_tuple(call):
+        source = calls.get(call.nodes[0])
+        return source is not None and source.kind in SPLITS
     return tensor_spec(call.node) is not None or any(tensor_spec(i) is not None for i in call.nodes)
 
 

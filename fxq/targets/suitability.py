@@ -12,6 +12,7 @@ from fxq.ir.ops import MOVES, WEIGHTED, is_finite_number
 from fxq.ir.scalars import is_scalar
 from fxq.ir.shapes import tensor_spec
 from fxq.nn import FUSED_LAYERS, Epilogue
+from fxq.targets.activations import ACTIVATION_KINDS, activation_of
 from fxq.targets.int8_moves import BY_MODULE, SPLITS, is_move
 
 POOLS = frozenset(f"{mode}_pool{n}d" for mode in ("avg", "adaptive_avg") for n in (1, 2, 3)) | {"mean"}
@@ -137,8 +138,8 @@ def _unary_reason(call: OpCall) -> str | None:
         return f"it returns {call.attrs['dtype']}"
     if call.kind == "mean" and call.attrs["dim"] is None:
         return "a mean over every dimension, the batch included"
-    if call.kind == "clamp" and not all(map(is_finite_number, (call.attrs["min"], call.attrs["max"]))):
-        return "it clamps on one side only, or to computed limits"
+    if call.kind in ACTIVATION_KINDS and activation_of(call) is None:
+        return "it clamps on one side only, or to limits out of order"
     return None
 
 

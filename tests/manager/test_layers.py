@@ -47,3 +47,11 @@ def test_a_float_graph() -> None:
     made = stages(Apply(lambda m, x: x.sigmoid()).eval(), torch.randn(2, 3))
     (row,) = layer_records(made.fused, [])
     assert (row.kind, row.value, row.scale, row.why_float) == ("sigmoid", "f32[2, 3]", None, "")
+
+
+def test_a_layer_that_returns_a_tuple_has_a_row_and_picking_from_it_has_none() -> None:
+    model = with_layers(lambda m, x: m.fc(m.lstm(x)[0]), lstm=lambda: nn.LSTM(4, 8), fc=lambda: nn.Linear(8, 2))()
+    found = rows(stages(model.eval(), torch.randn(5, 2, 4)))
+    assert [(kind, why) for kind, _, why in found.values()] == [
+        ("lstm", "no int8 kernel for lstm"), ("quantize", ""), ("QLinear", ""),
+    ]  # fmt: skip

@@ -13,7 +13,7 @@ from fxq.ir.metrics import distance
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.stages import family
 from fxq.nn import QConv2d, dequantize, onednn_available, quantize
-from fxq.targets.suitability import reads_shape_only
+from fxq.targets.suitability import picks_from_tuple, reads_shape_only
 from tests.targets.agreement import check_agreement, differences, int8_modules
 from tests.targets.blocks import BLOCKS
 from tests.targets.lowering import Stages, stages, trained
@@ -67,6 +67,8 @@ def test_each_float_operation_has_a_reason(name: str) -> None:
 def _is_float(node: fx.Node, gm: fx.GraphModule) -> bool:
     """Whether a node reads a float tensor and computes another one."""
     if not node.op.startswith("call_") or family(identify(node, gm)) != "torch" or reads_shape_only(node):
+        return False
+    if picks_from_tuple(identify(node, gm)) and node.args[0].op != "call_function":
         return False
     spec = tensor_spec(node)
     return spec is not None and spec.dtype is torch.float32

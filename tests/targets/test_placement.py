@@ -157,3 +157,20 @@ def computing_kinds(gm: nn.Module) -> list[str]:
 def test_infinite_padding_is_not_calibrated() -> None:
     block = Block(between(lambda m, x: F.pad(x, (1, 1), value=float("-inf")).relu()))
     assert "it pads with -inf" in stages(trained(block.make()), block.input()).reasons.values()
+
+
+def test_writing_into_one_side_of_an_addition_leaves_the_other_alone() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.a(x)
+        z = m.b(y)
+        z += y
+        return m.c(y) + z
+
+    found = plan(with_layers(forward, a=conv, b=conv, c=conv)(), torch.randn(1, 4, 8, 8))
+    assert {"a", "b", "c"} <= names(found.int8)
+
+
+def test_picking_from_what_an_opaque_layer_returns_is_no_candidate() -> None:
+    model = Apply(lambda m, x: m.fc(m.lstm(x)[0]), lstm=nn.LSTM(4, 8), fc=nn.Linear(8, 2))
+    found = plan(model, torch.randn(5, 2, 4))
+    assert {n.name: r for n, r in found.refused.items()} == {"lstm": "no int8 kernel for lstm"}
