@@ -15,7 +15,7 @@ from fxq.errors import InputError
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
 from fxq.manager.layers import layer_records
 from fxq.manager.report import attach_report
-from fxq.manager.running import run_on_copy
+from fxq.manager.running import few_samples, run_on_copy
 from fxq.pipelines import pipeline
 from fxq.quant.calibration import Calibration
 from fxq.quant.recipe import Recipe, resolve_recipe
@@ -78,6 +78,8 @@ def compile(
     _note_trace(gm, report)
     if not chosen.quantises and calibration is None and passes is None:
         report.note("nothing was quantised: calibration data would unlock recipe='int8'")
+    if example_inputs is None and inputs is not None:
+        inputs = few_samples(gm, inputs)
     context = PassContext(inputs, data, progress)
     try:
         gm = manager(gm, context=context, report=report, on_pass=writer).graph_module

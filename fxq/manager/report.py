@@ -20,6 +20,8 @@ from fxq.errors import InputError
 from fxq.manager.record import PassRecord
 
 _KEY = "fxq_report"
+#: Nodes named in a row of the table of refusals.
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Report:
         if self.options:
             parts.append(Text("fxq: " + ", ".join(f"{k}={v}" for k, v in self.options.items())))
         parts.append(self.pass_table())
+        if any(p.refused for p in self.passes):
+            parts.append(self.refusal_table())
         if self.layers:
             parts.append(self.layer_table())
         parts += [Text(f"note: {n}") for n in self.notes]
@@ -126,6 +130,20 @@ class Report:
             done = f"FAILED: {p.error.splitlines()[0]}" if p.error else "; ".join(filter(None, [p.summary(), *p.notes]))
             change = str(p.diff) if p.modified else "-"
             table.add_row(p.name, str(p.after.stage), nodes, change, done, _sqnr(p), f"{p.seconds * 1e3:.0f} ms")
+        return table
+
+    def refusal_table(self) -> Table:
+        """Return the table of candidates that were left alone, a row for each reason."""
+        table = Table(box=box.SIMPLE_HEAD, title="refused", title_justify="left")
+        for column in ("pass", "rule", "reason", "nodes"):
+            table.add_column(column)
+        for p in self.passes:
+            nodes: dict[tuple[str, str], list[str]] = {}
+            for refusal in p.refused:
+                nodes.setdefault((refusal.rule, refusal.reason), []).append(refusal.node)
+            for (rule, reason), names in nodes.items():
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                table.add_row(p.name, rule, reason, ", ".join(names[:_SHOWN]) + more)
         return table
 
     def layer_table(self) -> Table:

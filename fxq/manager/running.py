@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fxq.errors import GraphError
 from fxq.ir.shapes import is_recorded, run_recorded
 from fxq.tracing import ModelInputs, clone_inputs
 
@@ -21,6 +23,24 @@ def run_on_copy(gm: fx.GraphModule, inputs: ModelInputs, watch: Callable[[fx.Nod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return run_recorded(gm, inputs.args, dict(inputs.kwargs), watch)
+
+
+def few_samples(gm: fx.GraphModule, inputs: ModelInputs, count: int = 2) -> ModelInputs:
+    """Return the first ``count`` samples of a batch, where every input has the batch first and ``gm`` runs on them.
+
+    Passes are verified on these: what a calibration batch of 32 images shows, two of them show as well.
+    """
+    leaves = [v for v in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(v, torch.Tensor)]
+    sizes = {v.shape[0] if v.dim() else 0 for v in leaves}
+    if len(sizes) != 1 or min(sizes) <= count:
+        return inputs
+    args, kwargs = tree_map_only(torch.Tensor, lambda v: v[:count], (inputs.args, inputs.kwargs))
+    few = ModelInputs(args, kwargs)
+    try:
+        run_on_copy(gm, few)
+    except GraphError:  # the model wants this batch size, or another dimension is the batch
+        return inputs
+    return few
 
 
 def ensure_recorded(gm: fx.GraphModule, inputs: ModelInputs | None) -> None:
