@@ -77,8 +77,10 @@ def _drop_islands(plan: Placement, calls: dict[fx.Node, OpCall]) -> None:
     changed = True
     while changed:
         changed = False
-        for node in [n for n in plan.int8 if not is_weighted(calls[n])]:
-            reason = _island_reason(node, calls[node], plan.int8)
+        for node, call in calls.items():  # in the graph's order: a set's would give other reasons at each run
+            if node not in plan.int8 or is_weighted(call):
+                continue
+            reason = _island_reason(node, call, plan.int8)
             if reason:
                 plan.int8.discard(node)
                 plan.refused[node] = reason

@@ -86,3 +86,12 @@ def test_the_comparison_sees_wrong_codes() -> None:
         assert not all(d.allowed for d in differences(gm, x))
     finally:
         module._run = right
+
+
+@pytest.mark.skipif(not onednn_available(), reason="no onednn")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_targets_agree_end_to_end(name: str) -> None:
+    torch.manual_seed(2)
+    reference, onednn = (lowered(name, target)[1].int8 for target in ("reference", "onednn"))
+    for x in BLOCKS[name].inputs():
+        assert distance(reference(x.clone()), onednn(x.clone())).sqnr_db > 35.0

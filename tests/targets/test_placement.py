@@ -101,7 +101,7 @@ def test_what_is_only_converted_and_back_stays_in_float() -> None:
     assert not found.int8
     assert not found.observed
     assert {n.name: r for n, r in found.refused.items()} == {
-        "relu": "its inputs are float", "mul": "its result is used in float",
+        "relu": "its inputs are float", "mul": "its inputs are float",
         "max_pool2d": "its result is used in float",
         "softmax": "no int8 kernel for softmax",
     }  # fmt: skip
