@@ -8,9 +8,9 @@ from typing import TypeVar
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxq.ir.identify import OpCall, get_module, has_hooks
+from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.ops import WEIGHTED, Kind
-from fxq.ir.rewriter import Rewriter, call_count
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.snapshot import kind_text
 from fxq.nn import FUSED_LAYERS, Epilogue, fuse_layer
 from fxq.passes._effects import writes
@@ -53,12 +53,12 @@ def with_epilogue(layer: nn.Module, epilogue: Epilogue) -> nn.Module:
 def called_again(call: OpCall, rw: Rewriter) -> str | None:
     """Say that the module of ``call`` is called more than once, or None: then it can be exchanged."""
     assert call.module is not None
-    calls = call_count(rw.gm, call.module)
+    calls = len(rw.callers(call.module))
     if calls > 1:
         return f"`{call.node.target}` is called {'twice' if calls == 2 else f'{calls} times'}"
     for node in rw.graph.nodes:
-        module = get_module(rw.gm, node)
-        if module is not None and module is not call.module and any(m is call.module for m in module.modules()):
+        module = rw.module_of(node)
+        if module is not None and module._modules and any(m is call.module for m in list(module.modules())[1:]):
             return f"`{call.node.target}` is also called by `{node.target}`, of which it is a part"
     return None
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from fxq.errors import CalibrationError
 from fxq.ir.identify import OpCall
-from fxq.ir.rewriter import Rewriter, call_count, clone_parameter
+from fxq.ir.rewriter import Rewriter, clone_parameter
 from fxq.ir.shapes import run_recorded
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
@@ -61,7 +61,7 @@ class CorrectBias(Pass):
         if len(inputs) != len(call.nodes) or not all(isinstance(m, Observer) for m in inputs):
             return False
         assert call.module is not None
-        if call_count(rw.gm, call.module) > 1:
+        if len(rw.callers(call.module)) > 1:
             rw.refuse("correct", call.node, f"`{call.node.target}` is called more than once")
             return False
         return True

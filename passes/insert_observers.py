@@ -15,7 +15,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.manager.running import run_on_copy
+from fxq.manager.running import ensure_recorded, run_on_copy
 from fxq.nn import Epilogue
 from fxq.passes._layers import epilogue_of, with_epilogue
 from fxq.quant.observers import Observer
@@ -47,7 +47,7 @@ class InsertObservers(Pass):
         if context.inputs is None:
             raise PassError(f"the pass `{self.name}` needs example inputs", why="it must know shapes and dtypes",
                             fix="pass example_inputs")  # fmt: skip
-        run_on_copy(rw.gm, context.inputs)
+        ensure_recorded(rw.gm, context.inputs)
         plan = plan_placement(rw.gm)
         if plan.float_residuals:
             for node in plan.float_residuals:

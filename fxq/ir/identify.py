@@ -170,15 +170,41 @@ def _is_size(value: Any) -> bool:
     return all(isinstance(v, int | fx.Node) for v in value) and (not isinstance(lone, fx.Node) or is_number(lone))
 
 
-class Identifier:
-    """Identifies the nodes of one graph, remembering each answer while the graph stays as it is."""
+class ModuleLookup:
+    """The module that a node calls, remembered by path: a walk down the module tree is slow in a large model."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
+        self._modules: dict[str, nn.Module] = {}
+
+    def __call__(self, node: fx.Node) -> nn.Module | None:
+        if node.op != "call_module":
+            return None
+        path = str(node.target)
+        found = self._modules.get(path)
+        if found is None:
+            found = self._modules[path] = self._gm.get_submodule(path)
+        return found
+
+    def forget(self, path: str) -> None:
+        """Look up ``path`` and what lies below it anew: another module was put there."""
+        for known in [p for p in self._modules if p == path or p.startswith(f"{path}.")]:
+            del self._modules[known]
+
+
+class Identifier:
+    """Identifies the nodes of one graph, remembering each answer while the node and its module stay as they are.
+
+    ``lookup`` finds the module that a node calls; without it the module tree must stay as it is.
+    """
+
+    def __init__(self, gm: fx.GraphModule, lookup: ModuleLookup | None = None) -> None:
+        self._gm = gm
+        self._lookup = lookup or ModuleLookup(gm)
         self._calls: dict[fx.Node, tuple[Any, OpCall]] = {}
 
     def __call__(self, node: fx.Node) -> OpCall:
-        key = (node.target, node.args, tuple(node.kwargs.items()), id(get_module(self._gm, node)))
+        key = (node.target, node.args, tuple(node.kwargs.items()), id(self._lookup(node)))
         found = self._calls.get(node)
         if found is None or found[0] != key:
             found = (key, identify(node, self._gm))

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxq.errors import GraphError
-from fxq.ir.identify import Identifier, OpCall
+from fxq.ir.identify import Identifier, ModuleLookup, OpCall
 from fxq.ir.module import TracedModule, build_module
 from fxq.ir.provenance import NodeInfo, Origin, add_origin, ensure_ids, node_info, set_node_info
 from fxq.ir.stage import graph_state, set_graph_state
@@ -55,7 +55,8 @@ class Rewriter:
     def __init__(self, gm: fx.GraphModule, pass_name: str = "rewrite") -> None:
         ensure_ids(gm)
         self.gm = copy_graph_module(gm)
-        self.identify = Identifier(self.gm)
+        self._lookup = ModuleLookup(self.gm)
+        self.identify = Identifier(self.gm, self._lookup)
         self.matched: list[Matched] = []
         self.refused: list[Refused] = []
         self._pass_name = pass_name
@@ -83,6 +84,14 @@ class Rewriter:
         for node in self.nodes():
             if node.op.startswith("call_"):
                 yield self.identify(node)
+
+    def module_of(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that ``node`` calls, or None where it calls none."""
+        return self._lookup(node)
+
+    def callers(self, module: nn.Module) -> list[fx.Node]:
+        """Return the nodes that call ``module``, under whichever path."""
+        return [n for n in self.graph.nodes if n.op == "call_module" and self._lookup(n) is module]
 
     # -- what a rule did ---------------------------------------------------------------------------------------
 
@@ -214,18 +223,21 @@ class Rewriter:
             path = f"{wanted}_{n}"
         return path
 
-    def open_container(self, path: str) -> bool:
-        """Replace the module at ``path``, which nothing in the graph uses any more, by an empty container.
+    def open_container(self, node: fx.Node) -> None:
+        """Put an empty container in the place of the module that ``node`` calls, and that ``node`` will call no more.
 
-        Returns False, and does nothing, where a node still uses the module or a part of it.
+        Does nothing where another node uses the module or a part of it, or where it lies inside a module that the
+        graph calls: :meth:`free_path` then finds a place beside it.
         """
-        for node in self.graph.nodes:
-            if node.op in ("call_module", "get_attr") and f"{node.target}.".startswith(f"{path}."):
-                return False
+        path = str(node.target)
+        for other in self.graph.nodes:
+            if other.op in ("call_module", "get_attr") and f"{other.target}.".startswith(f"{path}.") and other != node:
+                return
+        if self._outside_leaves(path) != path:
+            return
         container = nn.Module()
         container.training = self.gm.training
         self._assign(path, container)
-        return True
 
     def erase(self, node: fx.Node) -> None:
         """Remove a node that nothing uses."""
@@ -323,6 +335,7 @@ class Rewriter:
                 )  # fmt: skip
             parent = child
         setattr(parent, leaf, module)
+        self._lookup.forget(path)
 
     def _outside_leaves(self, path: str) -> str:
         parent: Any = self.gm
@@ -338,18 +351,13 @@ def shared_tensors(gm: fx.GraphModule, module: nn.Module) -> bool:
     """Whether another module or attribute of ``gm`` holds one of the parameters of ``module`` (tied weights)."""
     mine = {id(p) for p in module.parameters()}
     owned = set(map(id, module.modules()))
-    for other in gm.modules():
-        if id(other) in owned:
-            continue
-        tensors = [*other.parameters(recurse=False), *other.buffers(recurse=False)]
-        if any(id(t) in mine for t in tensors):
-            return True
-    return False
-
-
-def call_count(gm: fx.GraphModule, module: nn.Module) -> int:
-    """How often the graph calls ``module``, under whichever path."""
-    return sum(n.op == "call_module" and gm.get_submodule(str(n.target)) is module for n in gm.graph.nodes)
+    # the dicts themselves: parameters() and buffers() of every module take ten times as long
+    return any(
+        id(tensor) in mine
+        for other in gm.modules()
+        if id(other) not in owned
+        for tensor in (*other._parameters.values(), *other._buffers.values())
+    )
 
 
 def clone_parameter(tensor: torch.Tensor) -> nn.Parameter:
