@@ -289,3 +289,13 @@ def test_progress_bars_do_not_change_the_result(capsys: pytest.CaptureFixture[st
     loud = fxq.compile(net(), calibration=stream(), progress=True)
     assert torch.equal(quiet(data[0]), loud(data[0]))
     assert capsys.readouterr().out == ""
+
+
+def test_the_float_weights_are_gone() -> None:
+    def size(module: nn.Module) -> int:
+        return sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
+
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)).eval()
+    gm = fxq.compile(model, calibration=[torch.randn(4, 64)])
+    assert size(gm) < 0.3 * size(model)
+    assert not list(gm.parameters())
