@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from fxq.errors import InputError
+from fxq.errors import CalibrationError, GraphError, InputError
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
 from fxq.manager.layers import layer_records
 from fxq.manager.report import attach_report
@@ -78,8 +78,7 @@ def compile(
     _note_trace(gm, report)
     if not chosen.quantises and calibration is None and passes is None:
         report.note("nothing was quantised: calibration data would unlock recipe='int8'")
-    if example_inputs is None and inputs is not None:
-        inputs = few_samples(gm, inputs)
+    inputs = _runnable(gm, inputs, given=example_inputs is not None)
     context = PassContext(inputs, data, progress)
     try:
         gm = manager(gm, context=context, report=report, on_pass=writer).graph_module
@@ -90,6 +89,21 @@ def compile(
     report.layers = layer_records(gm, report.passes)
     attach_report(gm, report)
     return gm
+
+
+def _runnable(gm: fx.GraphModule, inputs: ModelInputs | None, *, given: bool) -> ModelInputs | None:
+    """Return the inputs to verify passes on, having seen the traced model run on those that were given."""
+    if inputs is None:
+        return None
+    try:
+        run_on_copy(gm, inputs)
+    except GraphError as error:
+        kind, source = (
+            (InputError, "the example inputs") if given else (CalibrationError, "the first calibration batch")
+        )
+        raise kind(f"the model does not run on {source}", where=f"module `{error.where}`", why=error.why,
+                         fix="give inputs of the shapes and dtypes that the model takes") from error  # fmt: skip
+    return inputs if given else few_samples(gm, inputs)
 
 
 def check_model(model: nn.Module) -> None:

@@ -3,6 +3,11 @@
 if __name__ != "fxq.passes":
     raise ImportError("import this package as fxq.passes, not as passes")
 
+from fxq.manager import Numerics as Numerics
+from fxq.manager import Pass as Pass
+from fxq.manager import PassContext as PassContext
+from fxq.manager import PassResult as PassResult
+from fxq.manager import RulePass as RulePass
 from fxq.passes.calibrate import Calibrate as Calibrate
 from fxq.passes.canonicalise import Canonicalise as Canonicalise
 from fxq.passes.convert_qdq import ConvertQDQ as ConvertQDQ

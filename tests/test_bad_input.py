@@ -137,6 +137,18 @@ def test_a_pass_that_fails_leaves_a_report() -> None:
     assert "FAILED" in str(report)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "source"),
+    [
+        ({"example_inputs": torch.randn(2, 7)}, InputError, "the example inputs"),
+        ({"calibration": [torch.randn(2, 7)]}, CalibrationError, "the first calibration batch"),
+    ],
+)
+def test_inputs_of_another_shape_are_named(arguments: dict[str, Any], error: type[Exception], source: str) -> None:
+    with pytest.raises(error, match=rf"the model does not run on {source}\n  where: module `0`\n.*2x7 and 3x4"):
+        fxq.compile(nn.Sequential(nn.Linear(3, 4)).eval(), **arguments)
+
+
 def test_a_mask_of_minus_infinity_is_no_error() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
