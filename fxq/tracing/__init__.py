@@ -1,8 +1,8 @@
 """From a ``torch.nn.Module`` to a ``torch.fx.GraphModule``."""
 
+from fxq.ir.module import TracedModule
 from fxq.tracing.capture import trace
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
-from fxq.ir.module import TracedModule
 from fxq.tracing.record import OpaqueLeaf, SpecialisedArgument, TraceRecord
 
 __all__ = [

@@ -9,11 +9,11 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 from fxq.errors import InputError, TraceError
+from fxq.ir.module import build_module, copy_graph_module
 from fxq.tracing.failures import eager_error, is_model_error, reason_for, source_of, trace_error
 from fxq.tracing.frames import is_user_code, line_of_forward
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
 from fxq.tracing.leaves import has_hooks, is_compiled
-from fxq.ir.module import build_module, copy_graph_module
 from fxq.tracing.preserve import ModuleState, changes_since, preserved, restore_state
 from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord
 from fxq.tracing.side_effects import describe, is_state
