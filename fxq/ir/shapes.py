@@ -46,6 +46,12 @@ def recorded_value(node: fx.Node) -> Any:
     return node.meta.get(TENSOR_KEY)
 
 
+def keep_record(old: fx.Node, new: fx.Node) -> None:
+    """Note on ``new``, which takes the place of ``old``, what the last recorded run saw at ``old``."""
+    if TENSOR_KEY in old.meta:
+        new.meta[TENSOR_KEY] = old.meta[TENSOR_KEY]
+
+
 def describe_value(node: fx.Node) -> str:
     """Return the recorded value's shape and dtype as text, ``""`` where nothing was recorded."""
     spec = node.meta.get(TENSOR_KEY)
