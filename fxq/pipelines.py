@@ -7,6 +7,7 @@ from fxq.passes.calibrate import Calibrate
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias
+from fxq.passes.decompose_attention import DecomposeAttention
 from fxq.passes.eliminate import Eliminate
 from fxq.passes.fold_batch_norm import FoldBatchNorm
 from fxq.passes.functionalise import Functionalise
@@ -25,6 +26,7 @@ def float_pipeline(verify: bool = True) -> PassManager:
             Functionalise(),
             Canonicalise(),
             Eliminate(),
+            DecomposeAttention(),
             RecogniseActivations(),
             FoldBatchNorm(),
             FuseResidual(),
