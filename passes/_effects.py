@@ -21,7 +21,12 @@ _RANDOM: Final = frozenset({
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
     "normal", "poisson", "rrelu", "gumbel_softmax", "dropout", "alpha_dropout", "feature_dropout",
     "feature_alpha_dropout", "native_dropout", "fractional_max_pool2d", "fractional_max_pool3d", "binomial",
-    "scaled_dot_product_attention",
+    "scaled_dot_product_attention", "stochastic_depth", "drop_block2d", "drop_block3d",
+})  # fmt: skip
+#: Functions outside torch that write into nothing, and give their input back, the tensor itself, with training=False.
+DROPOUT_FUNCTIONS: Final = frozenset({
+    "torchvision.ops.stochastic_depth.stochastic_depth", "torchvision.ops.drop_block.drop_block2d",
+    "torchvision.ops.drop_block.drop_block3d",
 })  # fmt: skip
 _STATELESS: Final = (*WEIGHTED, "layer_norm", "rms_norm", "group_norm", "prelu")
 _CONTAINER_METHODS: Final = frozenset({*dir(list), *dir(dict), *dir(set)})
@@ -75,6 +80,12 @@ def _module_effect(call: OpCall) -> str | None:
     return None
 
 
+def function_name(target: Any) -> str:
+    """Return the full name of a function, ``""`` for the name of a method or module."""
+    name = getattr(target, "__name__", "")
+    return "" if isinstance(target, str) else f"{getattr(target, '__module__', '')}.{name}"
+
+
 def _is_library_module(module: nn.Module) -> bool:
     """Whether all code that a call of ``module`` runs is torch's or fxq's own, and none of it works in place."""
     if getattr(module, "inplace", False):
@@ -92,6 +103,8 @@ def _is_tensor_method(name: str) -> bool:
 def _is_library_function(target: Callable[..., Any]) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         return not target._schema.is_mutable
+    if function_name(target) in DROPOUT_FUNCTIONS:
+        return True
     module = str(getattr(target, "__module__", None) or "")
     return module.split(".")[0] in _TORCH and not module.startswith("torch._ops")
 

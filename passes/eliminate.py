@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -17,7 +18,7 @@ from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
 from fxq.passes._aliasing import merge_hazard
 from fxq.passes._dtypes import Dtypes, infer_dtypes
-from fxq.passes._effects import CHECKS, WRITES, effect
+from fxq.passes._effects import CHECKS, DROPOUT_FUNCTIONS, WRITES, effect, function_name
 
 _POOLS: Final = ("max_pool1d", "max_pool2d", "max_pool3d")
 _AVERAGES: Final = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -55,7 +56,7 @@ class Eliminate(Pass):
         return torch.permute(c, dims=(0, 1, 2, 3))
 
     * ``identity``: ``nn.Identity``.
-    * ``dropout``: every kind, in evaluation mode.
+    * ``dropout``: every kind, in evaluation mode; of torchvision also ``stochastic_depth`` and ``drop_block``.
     * ``no_op_move``: a permutation that keeps the order, a transposition of a dimension with itself, a flatten of one
       dimension, ``contiguous`` of what is contiguous, ``cat`` of one tensor.
     * ``no_op_pool``: a maximum over single elements.
@@ -113,11 +114,21 @@ def _judge(call: OpCall, rw: Rewriter, dtypes: Dtypes) -> Verdict | None:
         return Verdict("identity", "it has hooks, or is a subclass" if hooks else None)
     if call.kind in DROPOUTS:
         return Verdict("dropout", "it is in training mode" if call.attrs["training"] is not False else None)
+    if function_name(call.node.target) in DROPOUT_FUNCTIONS:
+        return Verdict("dropout", "it is in training mode" if _argument(call, "training", True) is not False else None)
     for judge in (_judge_move, _judge_pool, _judge_activation):
         verdict = judge(call, rw)
         if verdict is not None:
             return verdict
     return _judge_arithmetic(call, dtypes)
+
+
+def _argument(call: OpCall, name: str, default: object) -> object:
+    """Return what a function that the table of operations lacks is given for its parameter ``name``."""
+    target = call.node.target
+    assert not isinstance(target, str)
+    bound = inspect.signature(target).bind(*call.node.args, **call.node.kwargs)
+    return bound.arguments.get(name, default)
 
 
 def _judge_move(call: OpCall, rw: Rewriter) -> Verdict | None:
