@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import graphviz  # type: ignore[import-untyped]
+import graphviz
 from torch import fx
 
 from fxq.ir.diff import GraphDiff

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final, Literal, TypeVar
 
-import graphviz  # type: ignore[import-untyped]
+import graphviz
 
 from fxq.errors import InputError
 from fxq.ir.diff import GraphDiff
@@ -104,7 +104,8 @@ def _title(heading: str, snapshot: GraphSnapshot, folding: Folding, marks: Chang
         count += f", {len(folding.folded)} of them written into others"
     lines = [f"<b>{markup(heading)}</b>"] if heading else []
     lines.append(_small(markup(count)))
-    lines.append(_small(" &nbsp; ".join(_legend(snapshot, folding, marks))))
+    legend = list(_legend(snapshot, folding, marks))
+    lines += [_small(" &nbsp; ".join(legend))] if legend else []
     lines.append('<font point-size="6"> </font>')
     return "<" + "".join(f'{line}<br align="left"/>' for line in lines) + ">"
 

@@ -8,6 +8,8 @@ from typing import Final
 
 # what XML 1.0 cannot hold: the SVG would not open
 _ILLEGAL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# a backslash in front of what dot's escape sequences consist of
+_ESCAPES: Final = re.compile(r"\\(?=[GNETHLnlr\\]|\Z)")
 
 
 def legal(text: str) -> str:
@@ -16,17 +18,18 @@ def legal(text: str) -> str:
 
 
 def markup(text: str) -> str:
-    """Escape text inside an HTML-like label. ``dot`` reads backslashes there, too."""
-    return html.escape(legal(text).replace("\n", " "), quote=False).replace("\\", "\\\\")
+    """Escape text inside an HTML-like label. ``dot`` reads backslashes there, too, and fails at an empty element."""
+    return html.escape(legal(text).replace("\n", " ") or " ", quote=False).replace("\\", "\\\\")
 
 
 def attribute(text: str) -> str:
     r"""Escape text for a quoted attribute such as ``tooltip``; line breaks stay.
 
-    Backslashes become entities: some versions of ``dot`` read ``\N`` and its like in tooltips twice. An entity at the
-    end keeps the graphviz package from taking text that reads ``<...>`` for markup.
+    Some versions of ``dot`` read ``\N`` and its like in tooltips twice. An invisible character behind the backslash
+    keeps them from it.
     """
-    return html.escape(legal(text), quote=True).replace("\\", "&#92;").replace("\n", "&#10;")
+    text = _ESCAPES.sub("\\\\\u2060", legal(text)).replace("\\", "\\\\")
+    return html.escape(text, quote=True).replace("\n", "&#10;")
 
 
 def shorten(text: str, longest: int) -> str:

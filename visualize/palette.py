@@ -77,6 +77,9 @@ MARKS: Final[dict[str, Mark]] = {
     "failed": Mark("!", Look("#f9c9c9", "#8c0009", "failed here", width=4.0)),
 }
 
+#: As functions in QDQ graphs, as modules in INT8 graphs.
+_BORDER_KINDS: Final = {fnn.quantize.__name__: "quantise", fnn.dequantize.__name__: "dequantise",
+                        fnn.Quantize.__name__: "quantise", fnn.Dequantize.__name__: "dequantise"}  # fmt: skip
 _QDQ: Final = frozenset(c.__name__ for c in fnn.QDQ_LAYERS.values())
 _CODES: Final = ("u8[", "s8[")
 
@@ -92,10 +95,8 @@ def family(node: NodeRecord) -> str:
         return "io"
     if node.op == "get_attr":
         return "scalar"
-    if node.kind == fnn.quantize.__name__:
-        return "quantise"
-    if node.kind == fnn.dequantize.__name__:
-        return "dequantise"
+    if node.kind in _BORDER_KINDS:
+        return _BORDER_KINDS[node.kind]
     if node.op != "call_module":
         return "int8" if holds_codes(node.value) else "float"
     if node.kind in _QDQ:

@@ -7,6 +7,7 @@ from typing import Final
 
 from fxq.ir.snapshot import NodeRecord
 from fxq.visualize.fold import Folding, inline, split_arguments
+from fxq.visualize.palette import family
 
 #: Settings that say nothing: PyTorch's own defaults.
 _DEFAULTS: Final = frozenset({
@@ -22,11 +23,12 @@ _SHORT: Final = {
     "output_size": "to", "zero_point": "zero point", "normalized_shape": "over",
 }  # fmt: skip
 _SPATIAL: Final = frozenset({"kernel_size", "stride", "padding", "dilation", "output_size", "output_padding", "size"})
+_NO_QPARAMS: Final = _SPATIAL | {"dim"}
 _NAME: Final = re.compile(r"%(\w+)")
 _NOTHING: Final = re.compile(r"\w+=|[\s,()\[\]]")
 _SLICE: Final = re.compile(r"slice\(([^,()]+), ([^,()]+), ([^,()]+)\)")
 _TUPLE: Final = re.compile(r"\(\d+(?:, ?\d+)*,?\)")
-_QPARAMS: Final = re.compile(r"\(([-+.\deE]+), (-?\d+)\)")
+_QPARAMS: Final = re.compile(r"\((\d+(?:\.\d+)?(?:e[-+]?\d+)?), (\d+)\)")
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _CHANNELS: Final = re.compile(r"conv|linear", re.IGNORECASE)
 
@@ -44,13 +46,13 @@ def settings(node: NodeRecord, folding: Folding) -> list[str]:
     return [phrase(p) for p in _literal_arguments(node, folding) if p not in _DEFAULTS]
 
 
-def phrase(part: str) -> str:
-    """Shorten one setting: ``kernel_size=(7, 7)`` to ``kernel 7×7``."""
+def phrase(part: str, int8: bool = False) -> str:
+    """Shorten one setting: ``kernel_size=(7, 7)`` to ``kernel 7×7``, in int8 layers also scales and zero points."""
     key, equals, value = part.partition("=")
     if not equals or not key.isidentifier():
         return _compact(part)
     qparams = _QPARAMS.fullmatch(value)
-    if qparams and key not in _SPATIAL:
+    if int8 and qparams and key not in _NO_QPARAMS:
         return f"{key}: {_qparams(*qparams.groups())}"
     if key == "bias" and value == "False":
         return "no bias"
@@ -66,7 +68,8 @@ def _module_settings(node: NodeRecord) -> list[str]:
         parts[:2] = [" → ".join(p.partition("=")[2] for p in parts[:2])]
     elif parts and node.kind.endswith("batch_norm") and parts[0].isdigit():
         parts[0] += " channels"
-    return [phrase(p) for p in parts if p not in _DEFAULTS]
+    int8 = family(node) == "int8"
+    return [phrase(p, int8) for p in parts if p not in _DEFAULTS]
 
 
 def _border_settings(node: NodeRecord) -> list[str]:
