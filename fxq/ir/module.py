@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
+from torch.fx.graph import PythonCode
 
+from fxq.ir.last_use import hand_over_residuals
 from fxq.ir.provenance import INFO_KEY, MODULE_KEY, SOURCE_KEY
 from fxq.ir.shapes import TENSOR_KEY
 
@@ -17,7 +19,14 @@ _NODE_KEYS = (INFO_KEY, TENSOR_KEY, SOURCE_KEY, MODULE_KEY)
 class TracedModule(GraphModule):
     """A ``torch.fx.GraphModule`` that keeps its ``meta`` and what fxq knows of its nodes when it is pickled."""
 
+    def recompile(self) -> PythonCode:
+        """Generate the code anew; it hands residuals over at their last use."""
+        graph = self._graph
+        with graph.on_generate_code(lambda earlier: hand_over_residuals(self, graph, earlier)):
+            return super().recompile()
+
     def __reduce__(self) -> tuple[Any, ...]:
+        super().recompile()  # pickled is the plain code, which says no more than the graph
         origins = [
             (node.name, {key: node.meta[key] for key in _NODE_KEYS if key in node.meta}) for node in self.graph.nodes
         ]

@@ -17,6 +17,7 @@ from fxq.nn.fused import (
 from fxq.nn.kernels import BACKENDS, onednn_available, onednn_unavailable_reason
 from fxq.nn.qavgpool import QAdaptiveAvgPool, QAvgPool, QMean
 from fxq.nn.qbatchnorm import QBatchNorm
+from fxq.nn.qborder import Dequantize, Quantize
 from fxq.nn.qconv import QConv1d, QConv2d, QConv3d, QConvTranspose1d, QConvTranspose2d, QConvTranspose3d
 from fxq.nn.qdq import dequantize, quantize
 from fxq.nn.qdq_layers import (
@@ -41,6 +42,7 @@ __all__ = [
     "FUNCTIONS",
     "FUSED_LAYERS",
     "QDQ_LAYERS",
+    "Dequantize",
     "Epilogue",
     "FusedConv1d",
     "FusedConv2d",
@@ -73,6 +75,7 @@ __all__ = [
     "QMean",
     "QMul",
     "QPad",
+    "Quantize",
     "dequantize",
     "fuse_layer",
     "onednn_available",

@@ -46,7 +46,7 @@ class QBatchNorm(QLayer):
         weights = Weights(ones, scale.detach().float().clone(), shift.detach().float().clone())
         super().__init__(weights, Quantisation(input, output, None, epilogue), backend)
 
-    def forward(self, q: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, q: Tensor, residual: Tensor | list[Tensor] | None = None) -> Tensor:
         """(N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W) codes."""
         pixels = q.flatten(2) if q.dim() > 2 else q.unsqueeze(2)
         return super().forward(pixels, residual).reshape(q.shape)

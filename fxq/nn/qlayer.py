@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxq.nn.kernels import BACKENDS, KernelSet, Quantisation, Run, Weights, kernel_set
+from fxq.nn.ownership import take
 from fxq.quant.qparams import QParams
 
 
@@ -40,12 +41,21 @@ class QLayer(nn.Module):
         self._run: Run | None = None
         self.eval()
 
-    def forward(self, q: Tensor, residual: Tensor | None = None) -> Tensor:
-        """u8 codes -> u8 codes, or float32 where the output has no QParams. Neither argument is modified."""
+    def forward(self, q: Tensor, residual: Tensor | list[Tensor] | None = None) -> Tensor:
+        """u8 codes -> u8 codes, or float32 where the output has no QParams. Neither argument is modified.
+
+        A residual in a list is given up by the caller: it is taken out of the list, and its memory may become the
+        result's where nobody else can see it.
+        """
         run = self._run
         if run is None:
             run = self._run = self._build(self._kernels(), Weights(self.weight, self.weight_scale, self.bias), q.shape)
-        return run(q, residual)
+        return run(q, *take(residual)) if isinstance(residual, list) else run(q, residual)
+
+    @property
+    def adds_in_place(self) -> bool:
+        """Whether the kernel can add into the memory of a residual that is given up."""
+        return self.quantisation.epilogue.add and self.backend == "onednn"
 
     def describe(self) -> str:
         """The name of the kernel that computes this layer."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fxq.errors import GraphError
 from fxq.nn.geometry import Ints, per_dimension
 from fxq.nn.kernels.kernel import check_codes
+from fxq.nn.qoperation import QOperation
 from fxq.quant.qparams import QParams
 
 _MAX: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -66,7 +67,7 @@ class QMaxPool(nn.Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class QPad(nn.Module):
+class QPad(QOperation):
     """``F.pad`` of u8 codes with real zero (or another real value), keeping the parameters.
 
     Args:
@@ -75,16 +76,26 @@ class QPad(nn.Module):
         mode: "constant", "reflect", "replicate" or "circular"; ``value`` is for "constant".
     """
 
+    qparams_names = ("input",)
+
     def __init__(self, pad: Sequence[int], input: QParams, mode: str = "constant", value: float = 0.0) -> None:
-        super().__init__()
-        self.amounts, self.mode, self.code = tuple(pad), mode, input.code(value)
-        self.eval()
+        super().__init__("reference")
+        self.amounts, self.input, self.mode, self.value = tuple(pad), input, mode, value
+
+    @property
+    def code(self) -> int:
+        """The code of ``value``."""
+        return self.input.code(self.value)
 
     def forward(self, q: Tensor) -> Tensor:
         """Codes in, codes out."""
         if self.mode == "constant":
             return F.pad(check_codes(q), self.amounts, "constant", self.code)
         return F.pad(check_codes(q), self.amounts, self.mode)
+
+    def describe(self) -> str:
+        """The name of the kernel: PyTorch's own operator, for every target."""
+        return "torch.pad"
 
     def extra_repr(self) -> str:
         return f"{self.amounts}, mode={self.mode}, code={self.code}"

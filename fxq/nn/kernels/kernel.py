@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,16 @@ from fxq.nn.geometry import ConvGeometry
 from fxq.nn.qdq import dequantize, round_to_u8_
 from fxq.quant.qparams import QParams
 
-Run = Callable[[Tensor, Tensor | None], Tensor]  # (codes, residual codes) -> codes or float32
-
-
 _NO_EPILOGUE = Epilogue()
+
+
+class Run(Protocol):
+    """(codes, residual codes) -> codes or float32.
+
+    No argument is modified, except that ``overwrite`` allows to compute into the memory of the residual.
+    """
+
+    def __call__(self, q: Tensor, residual: Tensor | None, overwrite: bool = False, /) -> Tensor: ...
 
 
 class Weights(NamedTuple):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from fxq.nn.kernels.kernel import Quantisation, Run
+from fxq.nn.kernels.kernel import Quantisation
 from fxq.nn.kernels.post_op import PostOp
 
 
@@ -26,7 +28,7 @@ def sum_output(quantisation: Quantisation, plan: PostOp) -> tuple[object, ...]:
     return output.scale, output.zero_point, torch.uint8, *addend, plan.attr, [], ""
 
 
-def finish(quantisation: Quantisation, plan: PostOp) -> Run:
+def finish(quantisation: Quantisation, plan: PostOp) -> Callable[[Tensor, Tensor | None], Tensor]:
     """What remains to be done after the operator; its result is a fresh tensor, so codes are clipped in place."""
     if plan.in_float:
         return quantisation.finish

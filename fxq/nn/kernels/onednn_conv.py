@@ -11,7 +11,8 @@ around them, with the same result:
 - transposed convolutions, empty batches and unbatched inputs: the reference kernel.
 
 The addition ("sum") overwrites its operand, and corrupts memory when that is smaller than the output. So it is given a
-copy, and only after the shapes were compared here; anything else goes to the reference kernel.
+copy, or a residual that may be overwritten, and only after the shapes were compared here; anything else goes to the
+reference kernel.
 """
 
 from __future__ import annotations
@@ -70,12 +71,12 @@ def _conv_unary(
     finished = finish(quantisation, plan)
     flat = geometry.dims == 1
 
-    def direct(q: Tensor, residual: Tensor | None) -> Tensor:
+    def direct(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
         if residual is not None or q.dim() != rank or not q.numel():
             return fallback()(q, residual)
         return operator(q, *arguments)  # type: ignore[no-any-return]
 
-    def arranged(q: Tensor, residual: Tensor | None) -> Tensor:
+    def arranged(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
         if q.dim() != rank or not q.numel():
             return fallback()(q, residual)
         y = operator(prepare(q), *arguments)
@@ -100,7 +101,7 @@ def _conv_sum(
     prepare = _preparation(geometry, quantisation.input.zero_point)
     flat = geometry.dims == 1
 
-    def run(q: Tensor, residual: Tensor | None) -> Tensor:
+    def run(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
         if q.dim() != rank or not q.numel() or residual is None or residual.dtype is not torch.uint8:
             return fallback()(q, residual)
         size = q.shape
@@ -108,7 +109,8 @@ def _conv_sum(
             return fallback()(q, residual)
         if flat:
             residual = residual.unsqueeze(2)
-        accumulator = residual.clone(memory_format=torch.channels_last)
+        in_place = overwrite and residual.is_contiguous(memory_format=torch.channels_last)
+        accumulator = residual if in_place else residual.clone(memory_format=torch.channels_last)
         y = operator(prepare(q), *head, accumulator, *tail)
         if plan.clip is not None:
             y.clamp_(*plan.clip)

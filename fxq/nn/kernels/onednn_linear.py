@@ -46,17 +46,68 @@ def conv_as_linear(geometry: ConvGeometry, quantisation: Quantisation, weights: 
     """(N, C, *spatial) or (C, *spatial) u8 -> u8 or float32; batched results are channels_last."""
     matrix = weights._replace(weight=weights.weight.flatten(1))
     fallback = functools.cache(lambda: reference.conv(geometry, quantisation, weights, torch.Size()))
+    plan = linear_post_op(quantisation)
+    if geometry.dims == 2 and not plan.in_float:
+        return (_image_sum if plan.binary else _image_unary)(quantisation, matrix, plan, fallback)
     run = linear(quantisation, matrix)
     rank = geometry.dims + 2
     to_rows, to_image = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
 
-    def on_pixels(q: Tensor, residual: Tensor | None) -> Tensor:
+    def on_pixels(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
         if q.dim() != rank or (residual is not None and residual.dim() != rank):
             return fallback()(q, residual)
         rows = q.permute(to_rows)
-        return run(rows, None if residual is None else residual.permute(to_rows)).permute(to_image)
+        rows_of_residual = None if residual is None else residual.permute(to_rows)
+        return run(rows, rows_of_residual, overwrite).permute(to_image)
 
     return on_pixels
+
+
+def _image_unary(quantisation: Quantisation, matrix: Weights, plan: PostOp, fallback: _Fallback) -> Run:
+    """The 1 x 1 convolution of images without addition, with as few calls as possible."""
+    operator = torch.ops.onednn.qlinear_pointwise.default
+    arguments = (*_linear_head(quantisation, matrix), matrix.bias, *unary_output(quantisation, plan))
+    out, clip = matrix.weight.shape[0], plan.clip
+    channels_last = torch.channels_last
+
+    def run(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
+        if residual is not None or q.dim() != 4 or not q.numel():
+            return fallback()(q, residual)
+        n, c, h, w = q.shape
+        if not q.is_contiguous(memory_format=channels_last):
+            q = q.contiguous(memory_format=channels_last)
+        y: Tensor = operator(q.as_strided((n * h * w, c), (c, 1)), *arguments)
+        if clip is not None:
+            y.clamp_(*clip)
+        # In place, on a fresh tensor: unlike a view, the result is the only tensor on its memory, and may be reused.
+        return y.as_strided_((n, out, h, w), (h * w * out, 1, w * out, out))
+
+    return run
+
+
+def _image_sum(quantisation: Quantisation, matrix: Weights, plan: PostOp, fallback: _Fallback) -> Run:
+    """The 1 x 1 convolution of images with addition."""
+    operator = torch.ops.onednn.qlinear_pointwise.binary
+    head = _linear_head(quantisation, matrix)
+    tail = (matrix.bias, *sum_output(quantisation, plan))
+    out, clip = matrix.weight.shape[0], plan.clip
+    channels_last = torch.channels_last
+
+    def run(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
+        if residual is None or residual.dtype is not torch.uint8 or q.dim() != 4 or not q.numel():
+            return fallback()(q, residual)
+        n, c, h, w = q.shape
+        if residual.shape != (n, out, h, w):
+            return fallback()(q, residual)
+        if not q.is_contiguous(memory_format=channels_last):
+            q = q.contiguous(memory_format=channels_last)
+        in_place = overwrite and residual.is_contiguous(memory_format=channels_last)
+        y = residual if in_place else residual.clone(memory_format=channels_last)
+        rows = n * h * w
+        operator(q.as_strided((rows, c), (c, 1)), *head, y.as_strided((rows, out), (out, 1)), *tail)
+        return y if clip is None else y.clamp_(*clip)
+
+    return run
 
 
 def _linear_unary(quantisation: Quantisation, weights: Weights, plan: PostOp, fallback: _Fallback) -> Run:
@@ -64,12 +115,12 @@ def _linear_unary(quantisation: Quantisation, weights: Weights, plan: PostOp, fa
     arguments = (*_linear_head(quantisation, weights), weights.bias, *unary_output(quantisation, plan))
     finished = finish(quantisation, plan)
 
-    def direct(q: Tensor, residual: Tensor | None) -> Tensor:
+    def direct(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
         if residual is not None or not q.numel():
             return fallback()(q, residual)
         return operator(q, *arguments)  # type: ignore[no-any-return]
 
-    def arranged(q: Tensor, residual: Tensor | None) -> Tensor:
+    def arranged(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
         if not q.numel():
             return fallback()(q, residual)
         return finished(operator(q, *arguments), residual)
@@ -83,13 +134,15 @@ def _linear_sum(quantisation: Quantisation, weights: Weights, plan: PostOp, fall
     tail = (weights.bias, *sum_output(quantisation, plan))
     out_features = weights.weight.shape[0]
 
-    def run(q: Tensor, residual: Tensor | None) -> Tensor:
+    def run(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
         if not q.numel() or residual is None or residual.dtype is not torch.uint8:
             return fallback()(q, residual)
         shape = (*q.shape[:-1], out_features)
         if residual.shape != shape:
             return fallback()(q, residual)
-        accumulator = residual.clone(memory_format=torch.contiguous_format).view(-1, out_features)
+        in_place = overwrite and residual.is_contiguous()
+        accumulator = residual if in_place else residual.clone(memory_format=torch.contiguous_format)
+        accumulator = accumulator.view(-1, out_features)
         y = operator(q.reshape(-1, q.shape[-1]), *head, accumulator, *tail)
         if plan.clip is not None:
             y.clamp_(*plan.clip)

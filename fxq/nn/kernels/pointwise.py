@@ -58,7 +58,7 @@ def pointwise(quantisation: Quantisation) -> Run:
         return plain
     convolve = functools.cache(lambda: _verified_convolution(quantisation, plain))
 
-    def run(q: Tensor, residual: Tensor | None) -> Tensor:
+    def run(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
         elements = q.numel()
         if elements < SMALLEST or elements % _CHANNELS or q.dtype is not torch.uint8 or not _is_dense(q):
             return plain(q, residual)

@@ -53,7 +53,7 @@ def _layer(
     w_scale = weights.scale.reshape(channel_shape)
     bias = None if weights.bias is None else weights.bias.reshape(channel_shape)
 
-    def run(q: Tensor, residual: Tensor | None) -> Tensor:
+    def run(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
         centred = check_codes(q).to(torch.float32).sub_(x_zero_point)
         real = accumulate(centred).mul_(x_scale).mul_(w_scale)
         if bias is not None:
@@ -91,7 +91,7 @@ def pointwise(quantisation: Quantisation) -> Run:
     """u8 of any shape -> u8 or float32 of that shape, broadcast against the residual."""
     codes = quantisation.input
 
-    def run(q: Tensor, residual: Tensor | None) -> Tensor:
+    def run(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
         return quantisation.finish(dequantize(check_codes(q), codes.scale, codes.zero_point), residual)
 
     return run
