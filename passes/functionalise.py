@@ -22,6 +22,10 @@ from fxq.passes._effects import writes
 from fxq.passes._spelling import canonical_call
 
 _RULE: Final = "out_of_place"
+_OF_NUMBERS: Final[dict[Any, Callable[..., Any]]] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, operator.imatmul: operator.matmul,
+}  # fmt: skip
 #: In-place operators that the table of operations lacks, and what they compute.
 _OPERATORS: Final[dict[Any, Callable[..., Any]]] = {
     operator.ifloordiv: operator.floordiv, operator.imod: operator.mod, operator.ipow: operator.pow,
@@ -58,7 +62,9 @@ class Functionalise(Pass):
     (``half += float`` stays half, ``half + float`` does not). The inputs of the model are taken not to share memory
     with each other.
 
-    Spellings: methods and functions that end in ``_``, ``inplace=True`` of modules and functions, ``x += y``.
+    Spellings: methods and functions that end in ``_``, ``inplace=True`` of modules and functions, ``x += y``. Of a
+    number (``n += 1``) that operator makes a new one, and ``plain_operator`` writes it so: the code that torch.fx
+    generates for it would change ``n`` for every reader.
     """
 
     name: ClassVar[str] = "functionalise"
@@ -67,21 +73,33 @@ class Functionalise(Pass):
         order = {node: i for i, node in enumerate(rw.graph.nodes)}
         dtypes = infer_dtypes(rw)
         for call in rw.calls():
-            if not _is_candidate(call):
-                continue
-            reason = _hindrance(call, rw, order, dtypes)
-            if reason is not None:
-                rw.refuse(_RULE, call.node, reason)
-                continue
-            with rw.rule(_RULE, call.node):
-                _replace(call, rw, order)
+            if _gives_new_value(call):
+                with rw.rule("plain_operator", call.node):
+                    rw.update(call.node, target=(_OF_NUMBERS | _OPERATORS)[call.node.target])
+            elif _is_candidate(call):
+                _functionalise(call, rw, order, dtypes)
+
+
+def _functionalise(call: OpCall, rw: Rewriter, order: dict[fx.Node, int], dtypes: Dtypes) -> None:
+    reason = _hindrance(call, rw, order, dtypes)
+    if reason is not None:
+        rw.refuse(_RULE, call.node, reason)
+        return
+    with rw.rule(_RULE, call.node):
+        _replace(call, rw, order)
+
+
+def _gives_new_value(call: OpCall) -> bool:
+    """Whether an in-place operator overwrites nothing, because its left side is a number or it is ``@=``."""
+    target: Any = call.node.target
+    if call.node.op != "call_function" or target not in (*_OF_NUMBERS, *_OPERATORS):
+        return False
+    return target is operator.imatmul or is_scalar(call.node.args[0])
 
 
 def _is_candidate(call: OpCall) -> bool:
     if call.known:
         return call.inplace
-    if is_scalar(call.node):
-        return False
     name = str(call.node.target)
     asks = call.node.op == "call_function" or name.endswith("_") or getattr(call.module, "inplace", False)
     return asks and writes(call) and _written(call) is not None and not _is_user_code(call)

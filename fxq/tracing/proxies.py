@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.fx import Node, Proxy
 
+from fxq.ir.scalars import is_scalar
 from fxq.tracing.signals import BuiltinNeededError, UntraceableError
 
 if TYPE_CHECKING:
     from torch.fx.proxy import TracerBase
 
-_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+_IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+_PLAIN_NAMES = {"and": "and_", "or": "or_"}
 
 
 class ValueProxy(Proxy):
@@ -134,12 +136,16 @@ def first_proxy(*values: object) -> ValueProxy | None:
     return next(iter(find_proxies(values)), None)
 
 
-def _in_place_method(target: Callable[[Any, Any], Any]) -> Callable[[ValueProxy, Any], Proxy]:
+def _in_place_method(name: str) -> Callable[[ValueProxy, Any], Proxy]:
+    in_place, plain = getattr(operator, f"i{name}"), getattr(operator, _PLAIN_NAMES.get(name, name))
+
     def method(self: ValueProxy, other: Any) -> Proxy:
+        # a number, and a tensor under `@=`, is not overwritten: the name gets a new value, and others keep the old one
+        target = plain if name == "matmul" or is_scalar(self.node) else in_place
         return self.tracer.create_proxy("call_function", target, (self, other), {})
 
     return method
 
 
 for _name in _IN_PLACE:
-    setattr(ValueProxy, f"__{_name}__", _in_place_method(getattr(operator, _name)))
+    setattr(ValueProxy, f"__i{_name}__", _in_place_method(_name))
