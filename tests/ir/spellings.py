@@ -76,7 +76,7 @@ UNARY: dict[str, tuple[Spelling, ...]] = {
     "chunk": (lambda x: torch.chunk(x, 2, dim=1), lambda x: x.chunk(2, 1)),
     "unbind": (lambda x: torch.unbind(x, 1), lambda x: x.unbind(dim=1)),
     "getitem": (lambda x: x[:, 0], lambda x: operator.getitem(x, (slice(None), 0))),
-    "pad": (lambda x: F.pad(x, (1, 1, 1, 1)), nn.ZeroPad2d(1), lambda x: F.pad(x, [1] * 4, "constant", 0.0),
+    "pad": (lambda x: F.pad(x, (1, 1, 1, 1)), nn.ZeroPad2d(1), lambda x: F.pad(x, [1] * 4, "constant", 0),
             nn.ConstantPad2d(1, 0)),
     "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), nn.PixelShuffle(2)),
     "channel_shuffle": (lambda x: F.channel_shuffle(x, 2), nn.ChannelShuffle(2)),
