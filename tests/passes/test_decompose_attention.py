@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.zoo import build
 from fxq.errors import VerifyError
 from fxq.ir import graph_text, take_snapshot
 from fxq.ir.shapes import run_recorded
@@ -320,10 +322,8 @@ def test_wrong_maths_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.zoo
+@pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 def test_vision_transformer() -> None:
-    pytest.importorskip("torchvision")
-    from benchmarks.zoo import build
-
     model, x = build("vit_b_16")
     gm, report = PassManager([Canonicalise(), DecomposeAttention()])(trace(model, x), x)
     assert len(report["decompose_attention"].matched) == 12
