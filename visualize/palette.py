@@ -81,6 +81,8 @@ MARKS: Final[dict[str, Mark]] = {
 _BORDER_KINDS: Final = {fnn.quantize.__name__: "quantise", fnn.dequantize.__name__: "dequantise",
                         fnn.Quantize.__name__: "quantise", fnn.Dequantize.__name__: "dequantise"}  # fmt: skip
 _QDQ: Final = frozenset(c.__name__ for c in fnn.QDQ_LAYERS.values())
+_QUANTISE: Final = ("quantize", "Quantize")  # the function, and the module of lowered graphs
+_DEQUANTISE: Final = ("dequantize", "Dequantize")
 _CODES: Final = ("u8[", "s8[")
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from fxq.ir.snapshot import NodeRecord
 from fxq.visualize.fold import Folding, inline, split_arguments
-from fxq.visualize.palette import family
+from fxq.visualize.palette import BORDERS, family
 
 #: Settings that say nothing: PyTorch's own defaults.
 _DEFAULTS: Final = frozenset({
@@ -68,7 +68,7 @@ def _module_settings(node: NodeRecord) -> list[str]:
         parts[:2] = [" → ".join(p.partition("=")[2] for p in parts[:2])]
     elif parts and node.kind.endswith("batch_norm") and parts[0].isdigit():
         parts[0] += " channels"
-    int8 = family(node) == "int8"
+    int8 = family(node) in ("int8", *BORDERS)
     return [phrase(p, int8) for p in parts if p not in _DEFAULTS]
 
 

@@ -140,6 +140,10 @@ def test_quantise_nodes_make_no_module_of_a_function(node: Callable[..., NodeRec
     ("fields", "words"),
     [
         ({"kind": "quantize", "args": "%x, 0.018657123, 114"}, ["scale 0.01866, zero point 114"]),
+        (
+            {"op": "call_module", "kind": "Quantize", "details": "output=(0.0321382, 127)"},
+            ["output: scale 0.03214, zero point 127", "peripheries=2"],
+        ),
         ({"kind": "dequantize", "args": "%x, scale=0.5, zero_point=0"}, ["scale 0.5, zero point 0"]),
         (
             {"op": "call_module", "kind": "QConv2d", "value": "u8[1, 4]",
