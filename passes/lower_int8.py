@@ -13,11 +13,12 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.nn import QDQ_LAYERS, QLookup, dequantize, quantize
+from fxq.nn import QDQ_LAYERS, Dequantize, QLookup, Quantize, dequantize, quantize
 from fxq.quant.qparams import QParams
 from fxq.targets.activations import activation_of
 from fxq.targets.int8_modules import HEADS, int8_module
 from fxq.targets.int8_moves import SPLITS, move_module, moves_codes
+from fxq.targets.pixels import store_pixels
 from fxq.targets.resolve import resolve_target
 from fxq.targets.suitability import reads_shape_only, reads_size_only, why_float
 
@@ -31,6 +32,7 @@ class LowerInt8(Pass):
 
     Operations that only move values move codes, and the dequantise behind them; a quantise that meets a dequantise
     with the same parameters cancels. A convolution or linear layer whose result is used in float alone gives float.
+    The quantise and dequantise nodes that are left become modules, so that the state dict holds every scale.
 
     Args:
         target: ``"onednn"``, ``"reference"``, or ``"auto"`` for the best that this machine runs.
@@ -56,6 +58,10 @@ class LowerInt8(Pass):
             elif node.target is not dequantize:
                 _lower(rw.identify(node), rw, backend)
         rw.erase_unused(*[n for n in reversed(rw.graph.nodes) if n.target is dequantize])
+        for node in rw.nodes():
+            if node.target is quantize or node.target is dequantize:
+                _keep_as_module(node, rw)
+        store_pixels(rw)
 
 
 def _parameters(node: fx.Node) -> QParams:
@@ -93,6 +99,15 @@ def _cancel(q: fx.Node, rw: Rewriter, backend: str) -> None:
             path = rw.free_path(_path(q))
             codes = rw.call_module(path, module, (codes,), before=q, like=q)
         rw.replace(q, codes)
+
+
+def _keep_as_module(node: fx.Node, rw: Rewriter) -> None:
+    """The border of an int8 region: the same node, with its parameters in a module instead of literal arguments."""
+    module = (Quantize if node.target is quantize else Dequantize)(_parameters(node))
+    with rw.rule("border", node):
+        path = rw.free_path(node.name)
+        rw.add_module(path, module)
+        rw.update(node, op="call_module", target=path, args=node.args[:1], kwargs={})
 
 
 def _lower(call: OpCall, rw: Rewriter, backend: str) -> None:

@@ -158,6 +158,42 @@ def test_copies_and_files(target: str) -> None:
     assert torch.equal(other(data[1]), wanted)
 
 
+class Mixed(nn.Module):
+    """Padding, two branches that are concatenated, a table, a pool, and normalisation in float in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = (nn.Conv2d(i, 4, 3, padding=1) for i in (3, 4, 4))
+        self.norm, self.head, self.fc = nn.LayerNorm(4), nn.Conv2d(8, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.pad(self.stem(x), (1, 1, 1, 1), value=0.5), 2)
+        left, right = self.left(x), self.right(x)
+        weights = torch.softmax(left, 1)  # in float, while the other reader of `left` is int8
+        x = self.head(torch.cat([torch.sigmoid(left), right], 1))
+        return self.fc(self.norm(x.mean((2, 3)) + weights.mean((2, 3))))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_state_dict_carries_the_whole_calibration(target: str) -> None:
+    torch.manual_seed(0)
+    model, data = Mixed().eval(), images()
+    wide = [5 * x + 2 for x in data]
+    a, b = (fxq.compile(model, data[0], calibration=c, recipe="int8", target=target) for c in (data, wide))
+    kinds = {n.kind for n in take_snapshot(a).nodes}
+    assert {"Quantize", "Dequantize", "QPad", "cat", "QLookup", "QMaxPool", "layer_norm", "softmax"} <= kinds
+    wanted = b(wide[1])
+    assert not torch.equal(a(wide[1]), wanted)
+    a.load_state_dict(b.state_dict())
+    assert torch.equal(a(wide[1]), wanted)
+    assert graph_text(take_snapshot(a)) == graph_text(take_snapshot(b))
+    file = io.BytesIO()
+    torch.save(a, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(a), torch.load(file, weights_only=False)):
+        assert torch.equal(twin(wide[1]), wanted)
+
+
 def test_one_module_in_many_threads() -> None:
     data = images(8)
     gm = fxq.compile(net(), calibration=data)
@@ -252,7 +288,7 @@ def test_the_report_tells_what_happened(tmp_path: Path) -> None:
     report = fxq.report(fxq.compile(net(), calibration=data, target="reference"))
     text = str(report)
     for words in ("recipe=int8", "target=reference", "fold_batch_norm", "1 fold_into_conv", "4 batches", " dB",
-                  "QConv2d", "quantize", "stem", "u8[2, 8, 8, 8]"):  # fmt: skip
+                  "QConv2d", "Quantize", "stem", "u8[2, 8, 8, 8]"):  # fmt: skip
         assert words in text, words
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert [p["name"] for p in plain["passes"]] == [p.name for p in report.passes]
@@ -269,7 +305,7 @@ def test_the_report_says_why_layers_stay_in_float() -> None:
     assert layers["layer_norm"].why_float == "no int8 kernel for layer_norm"
     assert layers["softmax"].why_float == "no int8 kernel for softmax"
     assert layers["QLinear"].scale is None
-    assert layers["quantize"].scale is not None
+    assert layers["Quantize"].scale is not None
 
 
 def test_diagrams_are_written(tmp_path: Path) -> None:

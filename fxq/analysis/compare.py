@@ -23,7 +23,7 @@ from fxq.ir.metrics import Distance, tensors_in
 from fxq.ir.provenance import ensure_ids, node_info
 from fxq.ir.shapes import run_recorded
 from fxq.ir.snapshot import kind_text
-from fxq.nn import dequantize, quantize
+from fxq.nn import Quantize, dequantize, quantize
 from fxq.quant.calibration import Calibration
 from fxq.quant.qparams import QParams
 from fxq.tracing import ModelInputs, clone_inputs, trace
@@ -181,7 +181,7 @@ class _Pair:
         self._compiled = compiled
         self._matching: Matching = match_nodes(reference, compiled)
         self._expected_codes, self._codes = _Codes(reference), _Codes(compiled)
-        self._quantised = {n.args[0]: n for n in reversed(compiled.graph.nodes) if n.target is quantize}
+        self._quantised = {n.args[0]: n for n in reversed(compiled.graph.nodes) if _quantises(n, compiled)}
         self._sums: dict[fx.Node, ErrorSums] = {}
         self._uncompared: dict[fx.Node, str] = {}
         self._output = ErrorSums()
@@ -220,10 +220,11 @@ class _Pair:
         return Comparison(output, tuple(sorted(layers, key=lambda e: e.sqnr_db)), uncompared, self._batches)
 
     def _look(self, node: fx.Node, value: Any) -> None:
-        if node.target is quantize:
+        parameters = _quantises(node, self._compiled)
+        if parameters is not None:
             (source,) = node.all_input_nodes
             if self._quantised[source] is node:
-                self._compare(source, dequantize(value, *node.args[1:]))
+                self._compare(source, dequantize(value, parameters.scale, parameters.zero_point))
         elif node not in self._quantised:
             self._compare(node, value)
 
@@ -249,6 +250,18 @@ class _Pair:
         return kind_text(identify(node, self._compiled).kind)
 
 
+def _quantises(node: fx.Node, gm: fx.GraphModule) -> QParams | None:
+    """With what a node quantises, as a function or as a module; None where it does something else."""
+    if node.target is quantize:
+        return _literals(node)
+    module = get_module(gm, node)
+    return module.output if isinstance(module, Quantize) else None
+
+
+def _literals(quantise: fx.Node) -> QParams:
+    return QParams(float(quantise.args[1]), int(quantise.args[2]))  # type: ignore[arg-type]
+
+
 def _run(gm: fx.GraphModule, inputs: ModelInputs, watch: Any) -> Any:
     inputs = clone_inputs(inputs)
     with evaluation(gm):
@@ -264,7 +277,7 @@ class _Codes:
             module = get_module(gm, node)
             output = getattr(getattr(module, "quantisation", module), "output", None)
             if node.target is quantize:
-                self._found[node] = QParams(float(node.args[1]), int(node.args[2]))
+                self._found[node] = _literals(node)
             elif isinstance(output, QParams):
                 self._found[node] = output
             elif node.all_input_nodes and node.all_input_nodes[0] in self._found:  # moves the codes of its input

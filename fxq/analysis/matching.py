@@ -15,10 +15,10 @@ from torch import fx
 from fxq.ir.identify import identify
 from fxq.ir.ops import DROPOUTS, IDENTITY_TYPES, MOVES
 from fxq.ir.provenance import NodeInfo, node_info
-from fxq.nn import QLookup, QMaxPool, QPad, dequantize, quantize
+from fxq.nn import Dequantize, QLookup, QMaxPool, QPad, Quantize, dequantize, quantize
 from fxq.quant.observers import Observer
 
-_NO_ERROR_OF_THEIR_OWN = (Observer, QMaxPool, QPad, *IDENTITY_TYPES)
+_NO_ERROR_OF_THEIR_OWN = (Observer, QMaxPool, QPad, Quantize, Dequantize, *IDENTITY_TYPES)
 
 FUSED_ELSEWHERE = "several operations in one, and the graph was not compiled from this reference"
 

@@ -13,10 +13,12 @@ from fxq.nn.qoperation import QOperation
 from fxq.quant.observers import Observer
 
 _QDQ = frozenset(fnn.QDQ_LAYERS.values())
-_INT8 = (QLayer, QOperation, fnn.QMaxPool, fnn.QPad)
+_INT8 = (QLayer, QOperation, fnn.QMaxPool)
 _QUANTISE = (fnn.quantize, fnn.dequantize)
+_BORDERS = (fnn.Quantize, fnn.Dequantize)
 _FROM: dict[str, Stage] = {"observer": Stage.OBSERVED, "QDQ layer": Stage.QDQ,
-                           "quantise or dequantise": Stage.QDQ, "int8 layer": Stage.INT8}  # fmt: skip
+                           "quantise or dequantise": Stage.QDQ, "border of an int8 region": Stage.INT8,
+                           "int8 layer": Stage.INT8}  # fmt: skip
 _UNTIL: dict[str, Stage] = {"observer": Stage.OBSERVED, "QDQ layer": Stage.QDQ}
 
 
@@ -29,6 +31,8 @@ def family(call: OpCall) -> str:
         return "observer"
     if type(module) in _QDQ:
         return "QDQ layer"
+    if isinstance(module, _BORDERS):
+        return "border of an int8 region"
     return "int8 layer" if isinstance(module, _INT8) else "torch"
 
 

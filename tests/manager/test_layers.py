@@ -19,9 +19,9 @@ def test_each_tensor_has_a_row_and_sizes_have_none() -> None:
     block = BLOCKS["shuffle"]
     found = rows(stages(block.make().eval(), block.input()))
     assert [kind for kind, _, _ in found.values()] == [
-        "quantize", "QConv2d", "reshape", "transpose", "contiguous", "reshape", "QConv2d",
+        "Quantize", "QConv2d", "reshape", "transpose", "contiguous", "reshape", "QConv2d",
     ]  # fmt: skip
-    assert found["x_quantize"] == ("quantize", "u8[2, 3, 8, 8]", "")
+    assert found["x_quantize"] == ("Quantize", "u8[2, 3, 8, 8]", "")
 
 
 def test_reasons_of_both_passes() -> None:
@@ -53,5 +53,5 @@ def test_a_layer_that_returns_a_tuple_has_a_row_and_picking_from_it_has_none() -
     model = with_layers(lambda m, x: m.fc(m.lstm(x)[0]), lstm=lambda: nn.LSTM(4, 8), fc=lambda: nn.Linear(8, 2))()
     found = rows(stages(model.eval(), torch.randn(5, 2, 4)))
     assert [(kind, why) for kind, _, why in found.values()] == [
-        ("lstm", "no int8 kernel for lstm"), ("quantize", ""), ("QLinear", ""),
+        ("lstm", "no int8 kernel for lstm"), ("Quantize", ""), ("QLinear", ""),
     ]  # fmt: skip

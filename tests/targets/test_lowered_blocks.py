@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import fx
 
-from fxq.ir.identify import identify
+from fxq.ir.identify import get_module, identify
 from fxq.ir.metrics import distance
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.stages import family
-from fxq.nn import QConv2d, dequantize, onednn_available, quantize
+from fxq.nn import Dequantize, QConv2d, Quantize, dequantize, onednn_available, quantize
 from fxq.targets.suitability import picks_from_tuple, reads_shape_only
 from tests.targets.agreement import check_agreement, differences, int8_modules
 from tests.targets.blocks import BLOCKS
@@ -47,12 +47,14 @@ def test_int8_modules_agree_and_the_graph_follows_the_simulation(name: str, targ
 def test_conversions_stand_only_at_the_borders(name: str) -> None:
     gm = lowered(name, "reference")[1].int8
     for node in gm.graph.nodes:
-        if node.target is quantize:
+        assert node.target not in (quantize, dequantize), "INT8 graphs have modules there, which have a state"
+        module = get_module(gm, node)
+        if isinstance(module, Quantize):
             (value,) = node.all_input_nodes
-            assert value.target is not dequantize
-            assert sum(u.target is quantize for u in value.users) == 1
-        if node.target is dequantize:
-            assert sum(u.target is dequantize for u in node.all_input_nodes[0].users) == 1
+            assert not isinstance(get_module(gm, value), Dequantize)
+            assert sum(isinstance(get_module(gm, u), Quantize) for u in value.users) == 1
+        if isinstance(module, Dequantize):
+            assert sum(isinstance(get_module(gm, u), Dequantize) for u in node.all_input_nodes[0].users) == 1
             assert any(not reads_shape_only(u) for u in node.users)
     assert not any(family(identify(n, gm)) == "QDQ layer" for n in gm.graph.nodes if n.op.startswith("call_"))
 

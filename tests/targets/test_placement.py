@@ -16,52 +16,52 @@ from tests.targets.lowering import fuse, stages, trained
 _SIZES = frozenset({"placeholder", "output", "get_attr", "size", "getattr", "floordiv"})
 
 GOLDEN = {
-    "residual": "quantize QConv2d QConv2d QBatchNorm QConv2d QConv2d",
-    "squeeze_excite": "quantize QConv2d QAdaptiveAvgPool QConv2d QConv2d QMul QConv2d",
-    "dense": "quantize QConv2d QConv2d cat QConv2d cat QBatchNorm QConv2d",
-    "shuffle": "quantize QConv2d reshape transpose contiguous reshape QConv2d",
+    "residual": "Quantize QConv2d QConv2d QBatchNorm QConv2d QConv2d",
+    "squeeze_excite": "Quantize QConv2d QAdaptiveAvgPool QConv2d QConv2d QMul QConv2d",
+    "dense": "Quantize QConv2d QConv2d cat QConv2d cat QBatchNorm QConv2d",
+    "shuffle": "Quantize QConv2d reshape transpose contiguous reshape QConv2d",
     "transformer": (
-        "layer_norm quantize QLinear reshape permute unbind getitem getitem getitem transpose matmul mul softmax "
-        "matmul transpose reshape quantize QLinear add layer_norm quantize QLinear QLinear add layer_norm mean "
-        "quantize QLinear"
+        "layer_norm Quantize QLinear reshape permute unbind getitem getitem getitem transpose matmul mul softmax "
+        "matmul transpose reshape Quantize QLinear add layer_norm Quantize QLinear QLinear add layer_norm mean "
+        "Quantize QLinear"
     ),
-    "heads": "quantize QConv2d dequantize QConv2d QConv2d softmax",
-    "words": "embedding add quantize QLinear QMean QLinear",
-    "softmax_head": "quantize QConv2d QMean QLinear softmax",
-    "two_uses": "quantize QConv2d dequantize softmax QConv2d add",
-    "called_twice": "quantize QConv2d QConv2d QLookup QConv2d QLookup QConv2d",
-    "one_dimension": "quantize QConv1d QMaxPool interpolate QPad QAvgPool QConv1d",
-    "three_dimensions": "quantize QConv3d QMaxPool interpolate QAvgPool QConv3d",
-    "transposed": "quantize QConv2d QConvTranspose2d QConv2d",
-    "output_size": "quantize QConv2d conv_transpose2d quantize QConv2d",
-    "split": "quantize QConv2d split getitem getitem cat QConv2d",
-    "chunk": "quantize QConv2d chunk getitem getitem QLookup cat QConv2d",
-    "tuple_slice": "quantize QConv2d chunk getitem cat quantize QConv2d",
-    "unbind_stack": "quantize QConv2d unflatten unbind getitem getitem stack flatten QConv2d",
-    "mul_scalar": "quantize QConv2d QLookup QLookup QConv2d",
-    "add_alpha": "quantize QConv2d relu add quantize QConv2d",
-    "add_constant": "quantize QConv2d add quantize QConv2d",
-    "nearest": "quantize QConv2d interpolate QConv2d",
-    "bilinear": "quantize QConv2d interpolate quantize QConv2d",
-    "pad_value": "quantize QConv2d QPad QConv2d",
-    "pad_infinite": "quantize QConv2d pad max_pool2d quantize QConv2d",
-    "pad_reflect": "quantize QConv2d QPad QConv2d",
-    "pixel_shuffle": "quantize QConv2d pixel_shuffle QConv2d",
-    "channel_shuffle": "quantize QConv2d channel_shuffle QConv2d",
-    "adaptive_max": "quantize QConv2d adaptive_max_pool2d quantize QConv2d",
-    "max_pool": "quantize QConv2d QMaxPool QConv2d",
-    "avg_pool": "quantize QConv2d QAvgPool QConv2d",
-    "mean": "quantize QConv2d mean sub quantize QConv2d",
-    "mean_dim": "quantize QConv2d QMean QConv2d",
-    "slices": "quantize QConv2d getitem QConv2d",
-    "squeeze": "quantize QConv2d unsqueeze squeeze permute QConv2d",
-    "expand": "quantize QConv2d mean expand quantize QConv2d",
-    "clamp": "quantize QConv2d dequantize QLookup clamp quantize QAdd QConv2d",
+    "heads": "Quantize QConv2d Dequantize QConv2d QConv2d softmax",
+    "words": "embedding add Quantize QLinear QMean QLinear",
+    "softmax_head": "Quantize QConv2d QMean QLinear softmax",
+    "two_uses": "Quantize QConv2d Dequantize softmax QConv2d add",
+    "called_twice": "Quantize QConv2d QConv2d QLookup QConv2d QLookup QConv2d",
+    "one_dimension": "Quantize QConv1d QMaxPool interpolate QPad QAvgPool QConv1d",
+    "three_dimensions": "Quantize QConv3d QMaxPool interpolate QAvgPool QConv3d",
+    "transposed": "Quantize QConv2d QConvTranspose2d QConv2d",
+    "output_size": "Quantize QConv2d conv_transpose2d Quantize QConv2d",
+    "split": "Quantize QConv2d split getitem getitem cat QConv2d",
+    "chunk": "Quantize QConv2d chunk getitem getitem QLookup cat QConv2d",
+    "tuple_slice": "Quantize QConv2d chunk getitem cat Quantize QConv2d",
+    "unbind_stack": "Quantize QConv2d unflatten unbind getitem getitem stack flatten QConv2d",
+    "mul_scalar": "Quantize QConv2d QLookup QLookup QConv2d",
+    "add_alpha": "Quantize QConv2d relu add Quantize QConv2d",
+    "add_constant": "Quantize QConv2d add Quantize QConv2d",
+    "nearest": "Quantize QConv2d interpolate QConv2d",
+    "bilinear": "Quantize QConv2d interpolate Quantize QConv2d",
+    "pad_value": "Quantize QConv2d QPad QConv2d",
+    "pad_infinite": "Quantize QConv2d pad max_pool2d Quantize QConv2d",
+    "pad_reflect": "Quantize QConv2d QPad QConv2d",
+    "pixel_shuffle": "Quantize QConv2d pixel_shuffle QConv2d",
+    "channel_shuffle": "Quantize QConv2d channel_shuffle QConv2d",
+    "adaptive_max": "Quantize QConv2d adaptive_max_pool2d Quantize QConv2d",
+    "max_pool": "Quantize QConv2d QMaxPool QConv2d",
+    "avg_pool": "Quantize QConv2d QAvgPool QConv2d",
+    "mean": "Quantize QConv2d mean sub Quantize QConv2d",
+    "mean_dim": "Quantize QConv2d QMean QConv2d",
+    "slices": "Quantize QConv2d getitem QConv2d",
+    "squeeze": "Quantize QConv2d unsqueeze squeeze permute QConv2d",
+    "expand": "Quantize QConv2d mean expand Quantize QConv2d",
+    "clamp": "Quantize QConv2d Dequantize QLookup clamp Quantize QAdd QConv2d",
     "activations": (
-        "quantize QConv2d QLookup QLookup QLookup QLookup QLookup QLookup QLookup QAdd QConv2d"
+        "Quantize QConv2d QLookup QLookup QLookup QLookup QLookup QLookup QLookup QAdd QConv2d"
     ),
-    "dtype_read": "quantize QConv2d add to quantize QConv2d",
-    "broadcast": "quantize QConv2d QMean QLookup QMul QConv2d",
+    "dtype_read": "Quantize QConv2d add to Quantize QConv2d",
+    "broadcast": "Quantize QConv2d QMean QLookup QMul QConv2d",
 }  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_a_float_residual_leaves_the_layer(activation: str) -> None:
     assert names(plan(model, x).float_residuals) == {"fc"}
     made = stages(model, x)
     assert torch.equal(made.observed(x), made.fused(x))
-    assert computing_kinds(made.int8) == ["sin", "quantize", "cos", "QLinear", "add", activation, "layer_norm"]
+    assert computing_kinds(made.int8) == ["sin", "Quantize", "cos", "QLinear", "add", activation, "layer_norm"]
 
 
 def computing_kinds(gm: nn.Module) -> list[str]:
