@@ -4,28 +4,39 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fxq.nn.pixels import has_planes, quantize_pixels
 from fxq.nn.qdq import dequantize, quantize
 from fxq.nn.qoperation import QOperation
 from fxq.quant.qparams import QParams
 
 
 class Quantize(QOperation):
-    """``quantize(x, scale, zero_point)`` with the parameters of its ``output``."""
+    """``quantize(x, scale, zero_point)`` with the parameters of its ``output``.
+
+    Args:
+        pixels: store the codes of contiguous RGB images with four bytes a pixel. The shape is the same; convolutions
+            start sooner, but not every ``view`` of the result is possible.
+    """
 
     qparams_names = ("output",)
 
-    def __init__(self, output: QParams) -> None:
+    def __init__(self, output: QParams, pixels: bool = False) -> None:
         super().__init__("reference")
-        self.output = output
+        self.output, self.pixels = output, pixels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Floating point of any shape and layout -> u8 of the same shape and layout."""
+        """Floating point of any shape and layout -> u8 of the same shape and, without ``pixels``, layout."""
         parameters = self.output
+        if self.pixels and has_planes(x):
+            return quantize_pixels(x, parameters.scale, parameters.zero_point)
         return quantize(x, parameters.scale, parameters.zero_point)
 
     def describe(self) -> str:
         """The name of the kernel: PyTorch's own operators, for every target."""
         return "torch"
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", pixels=True" if self.pixels else "")
 
 
 class Dequantize(QOperation):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-_ROUNDER = 1.5 * 2.0**23
+ROUNDER = 1.5 * 2.0**23
 
 
 def quantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
@@ -41,6 +41,6 @@ def round_to_u8_(steps: Tensor, zero_point: int) -> Tensor:
     even, and puts that integer into the low bits of the float. Reading those bits is several times faster than
     rounding and converting, because torch converts float32 to u8 one element at a time.
     """
-    steps.add_(_ROUNDER).clamp_(_ROUNDER - zero_point, _ROUNDER + (255 - zero_point))
+    steps.add_(ROUNDER).clamp_(ROUNDER - zero_point, ROUNDER + (255 - zero_point))
     codes = steps.view(torch.int32).to(torch.uint8)
     return codes.add_(zero_point) if zero_point else codes  # modulo 256: the low byte is the integer's own

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxq.nn.geometry import ConvGeometry
@@ -29,6 +31,7 @@ from fxq.nn.kernels.kernel import Quantisation, Run, Weights
 from fxq.nn.kernels.onednn_common import finish, sum_output, unary_output
 from fxq.nn.kernels.onednn_linear import conv_as_linear, is_linear, linear_name
 from fxq.nn.kernels.post_op import PostOp, conv_post_op
+from fxq.nn.pixels import four_channels
 
 _Fallback = Callable[[], Run]  # builds the reference kernel on first use: few layers ever need it
 
@@ -39,10 +42,32 @@ def conv(geometry: ConvGeometry, quantisation: Quantisation, weights: Weights, x
         return reference.conv(geometry, quantisation, weights, x_shape)
     if is_linear(geometry):
         return conv_as_linear(geometry, quantisation, weights)
+    if geometry.dims == 2 and geometry.in_channels == 3 and geometry.groups == 1:
+        return _conv_of_rgb(geometry, quantisation, weights, x_shape)
+    return _conv(geometry, quantisation, weights, x_shape)
+
+
+def _conv(geometry: ConvGeometry, quantisation: Quantisation, weights: Weights, x_shape: torch.Size) -> Run:
     plan = conv_post_op(geometry, quantisation)
     fallback = functools.cache(lambda: reference.conv(geometry, quantisation, weights, x_shape))
     build = _conv_sum if plan.binary else _conv_unary
     return build(geometry, quantisation, weights, x_shape, plan, fallback)
+
+
+def _conv_of_rgb(geometry: ConvGeometry, quantisation: Quantisation, weights: Weights, x_shape: torch.Size) -> Run:
+    """The same with a second kernel, of four channels, for pixels of four bytes."""
+    of_three = functools.cache(lambda: _conv(geometry, quantisation, weights, x_shape))
+
+    @functools.cache
+    def of_four() -> Run:
+        wide = weights._replace(weight=F.pad(weights.weight, (0, 0, 0, 0, 0, 1)))
+        return _conv(replace(geometry, in_channels=4), quantisation, wide, torch.Size((1, 4, *x_shape[-2:])))
+
+    def run(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
+        pixels = four_channels(q)
+        return of_three()(q, residual, overwrite) if pixels is None else of_four()(pixels, residual, overwrite)
+
+    return run
 
 
 def conv_name(geometry: ConvGeometry, quantisation: Quantisation) -> str:
