@@ -18,6 +18,7 @@ from fxq.quant.qparams import QParams
 from fxq.targets.activations import activation_of
 from fxq.targets.int8_modules import HEADS, int8_module
 from fxq.targets.int8_moves import SPLITS, move_module, moves_codes
+from fxq.targets.pixels import store_pixels
 from fxq.targets.resolve import resolve_target
 from fxq.targets.suitability import reads_shape_only, reads_size_only, why_float
 
@@ -60,6 +61,7 @@ class LowerInt8(Pass):
         for node in rw.nodes():
             if node.target is quantize or node.target is dequantize:
                 _keep_as_module(node, rw)
+        store_pixels(rw)
 
 
 def _parameters(node: fx.Node) -> QParams:
