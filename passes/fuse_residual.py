@@ -32,9 +32,7 @@ class FuseResidual(RulePass):
 
     The shapes of both sides must be known and equal. Where both sides are layers (a projection shortcut) the addition
     goes into the main path, the one with more operations behind it; the shortcut's where that cannot be. The fused
-    layer adds the same two values: the result is the same bit for bit. CLOSE all the same, because of ``r + layer(x)``
-    where the two lie in memory in different orders: the sum gets the order of the layer's result rather than that of
-    ``r``, and kernels behind it may round otherwise.
+    layer adds the same two values: the result is the same bit for bit.
 
         %conv = conv2d[conv](%x)                            %conv = FusedConv2d[conv](%x, %skip) {epilogue=add}
         %add = add(%conv, %skip, alpha=1)              ->   return %conv
@@ -47,7 +45,7 @@ class FuseResidual(RulePass):
     name: ClassVar[str] = "fuse_residual"
     consumes: ClassVar[tuple[Stage, ...]] = (Stage.CANONICAL, Stage.FUSED)
     produces: ClassVar[Stage | None] = Stage.FUSED
-    numerics: ClassVar[Numerics] = Numerics.CLOSE
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rules(self) -> RuleTable:
         added = call("add", call(LAYERS, name="layer"), Anything("residual", numbers=False), name="add", alpha=1)

@@ -332,6 +332,6 @@ def test_a_wrong_epilogue_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 4, 5, 5)
     wrong = Epilogue("relu", add=True)
     monkeypatch.setattr("fxq.passes.fuse_residual.Epilogue", lambda add: wrong)
-    with pytest.raises(VerifyError, match="`fuse_residual` promises CLOSE and changed the output") as caught:
+    with pytest.raises(VerifyError, match="`fuse_residual` promises EXACT and changed the output") as caught:
         PassManager([FuseResidual()])(canonical(ResidualFirst(), x), x)
     assert "module `conv`" in str(caught.value)
