@@ -15,6 +15,7 @@ from fxq.nn.geometry import Ints, per_dimension
 from fxq.nn.kernels import Quantisation, Run
 from fxq.nn.kernels.kernel import check_codes
 from fxq.nn.kernels.pointwise import depthwise_sum
+from fxq.nn.qdq import round_to_u8_
 from fxq.nn.qoperation import QOperation
 from fxq.quant.qparams import QParams
 
@@ -196,5 +197,5 @@ def _mean(q: Tensor, dims: tuple[int, ...], keepdim: bool, source: QParams, outp
     count = math.prod(q.shape[d] for d in dims)
     exact = torch.int32 if count * 255 < 2**31 else torch.int64
     sums = check_codes(q).sum(dims, keepdim=keepdim, dtype=exact).sub_(count * source.zero_point)
-    real = sums.to(torch.float32).mul_(source.scale).mul_(1.0 / max(count, 1))
-    return Quantisation(source, output).finish(real, None)
+    step = source.scale / output.scale / max(count, 1)
+    return round_to_u8_(sums.to(torch.float32).mul_(step), output.zero_point)
