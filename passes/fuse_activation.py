@@ -57,7 +57,8 @@ def _fuse(match: Match, rw: Rewriter) -> str | None:
     epilogue = activation_of(activation)
     if epilogue is None:
         return _unfit(activation)
-    rw.set_module(layer.node, with_epilogue(layer.module, replace(epilogue, add=old.add)))
+    epilogue = replace(old, activation=epilogue.activation, params=epilogue.params)
+    rw.set_module(layer.node, with_epilogue(layer.module, epilogue))
     rw.replace(activation.node, layer.node)
     return None
 

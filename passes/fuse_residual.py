@@ -32,7 +32,9 @@ class FuseResidual(RulePass):
 
     The shapes of both sides must be known and equal. Where both sides are layers (a projection shortcut) the addition
     goes into the main path, the one with more operations behind it; the shortcut's where that cannot be. The fused
-    layer adds the same two values: the result is the same bit for bit.
+    layer adds the same two values in the same order. The numbers do not depend on the order, but a sum lies in memory
+    as its first summand does, and the kernels behind it may round by that: with the order kept, the whole model's
+    result is the same bit for bit in every memory format.
 
         %conv = conv2d[conv](%x)                            %conv = FusedConv2d[conv](%x, %skip) {epilogue=add}
         %add = add(%conv, %skip, alpha=1)              ->   return %conv
@@ -91,7 +93,8 @@ def _fuse(match: Match, rw: Rewriter) -> str | None:
     assert layer.module is not None
     if _comes_later(residual, layer.node, rw):
         rw.move_before(layer.node, add.node)
-    rw.set_module(layer.node, with_epilogue(layer.module, Epilogue(add=True)))
+    epilogue = Epilogue(add=True, residual_first=add.inputs[0] is residual)
+    rw.set_module(layer.node, with_epilogue(layer.module, epilogue))
     rw.update(layer.node, args=(layer.nodes[0], residual), kwargs={})
     rw.replace(add.node, layer.node)
     return None

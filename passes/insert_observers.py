@@ -82,7 +82,8 @@ def _add_in_float(call: OpCall, rw: Rewriter) -> None:
     with rw.rule("float_residual", layer):
         rw.give_own_module(layer, with_epilogue(call.module, Epilogue()))
         rw.update(layer, args=(x,), kwargs={})
-        added = end = rw.call_function(SPECS["add"].function, (layer, residual), {"alpha": 1}, after=layer, like=layer,
+        sides = (residual, layer) if epilogue.residual_first else (layer, residual)
+        added = end = rw.call_function(SPECS["add"].function, sides, {"alpha": 1}, after=layer, like=layer,
                                        name=f"{layer.name}_add")  # fmt: skip
         if epilogue.activation is not None:
             spec = SPECS[epilogue.activation]

@@ -39,6 +39,8 @@ class Epilogue:
         params: the activation's parameters in order: hardtanh (min, max), gelu (approximate,), leaky_relu
             (negative_slope,); the others take none.
         add: whether a residual is added before the activation.
+        residual_first: whether the sum is ``residual + y``. The numbers are the same, but a sum lies in memory as its
+            first summand does, and the kernels that read it may round by that. int8 kernels do not ask.
 
     Raises:
         GraphError: for an unknown activation or a wrong number of parameters.
@@ -47,6 +49,7 @@ class Epilogue:
     activation: str | None = None
     params: tuple[Param, ...] = ()
     add: bool = False
+    residual_first: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", tuple(self.params))
@@ -69,7 +72,7 @@ class Epilogue:
         """
         self.check(residual)
         if residual is not None:
-            y = y + residual
+            y = residual + y if self.residual_first else y + residual
         return self.activate(y)
 
     def activate(self, y: Tensor) -> Tensor:

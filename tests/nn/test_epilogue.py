@@ -39,6 +39,13 @@ def test_residual_is_added_before_the_activation() -> None:
     assert y.tolist() == [1.0, -3.0]
 
 
+def test_the_sum_lies_in_memory_as_its_first_summand() -> None:
+    y, residual = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert Epilogue(add=True).apply(y, residual).stride() == y.stride()
+    assert Epilogue(add=True, residual_first=True).apply(y, residual).stride() == residual.stride()
+    assert str(Epilogue(add=True, residual_first=True)) == "add"
+
+
 def test_misuse_is_refused() -> None:
     with pytest.raises(GraphError, match="did you mean 'relu"):
         Epilogue("rellu")

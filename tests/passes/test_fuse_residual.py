@@ -40,9 +40,8 @@ def reasons(result: PassResult) -> list[str]:
     return [r.reason for r in result.refused]
 
 
-def fused_paths(result: PassResult) -> list[str]:
-    modules = dict(result.graph_module.named_modules())
-    return [path for path, module in modules.items() if epilogue_of(module).add]
+def fused_paths(gm: nn.Module) -> list[str]:
+    return [path for path, module in gm.named_modules() if epilogue_of(module).add]
 
 
 class Base(nn.Module):
@@ -107,6 +106,50 @@ def test_bit_for_bit(make: Callable[[], nn.Module]) -> None:
         assert torch.equal(result.graph_module(x), model(x))
 
 
+class AddedThenAveraged(Base):
+    """The mean over positions rounds by the order in which the sum lies in memory."""
+
+    def __init__(self, add: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.add, self.wide = add, nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = F.relu(self.add(self.wide(x), x))
+        return y, torch.mean(y, dim=(2, 3), keepdim=False, dtype=None)
+
+
+ORDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "layer first": lambda y, r: y + r,
+    "residual first": lambda y, r: r + y,
+    "in place": lambda y, r: y.add_(r),
+}
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3),
+    "cropped": lambda x: F.pad(x, (1, 1))[..., 1:-1],
+    "expanded": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("weight", ["contiguous", "channels last"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_bit_for_bit_in_every_memory_format(order: str, weight: str) -> None:
+    torch.manual_seed(0)
+    model = AddedThenAveraged(ORDERS[order])
+    model.wide.weight.data = LAYOUTS[weight](model.wide.weight.data)
+    example = torch.randn(2, 16, 28, 28)
+    gm, _ = PassManager([FuseResidual(), FuseActivation()])(canonical(model, example), example)
+    assert fused_paths(gm) == ["wide"]
+    for layout in LAYOUTS.values():
+        x = layout(torch.randn(2, 16, 28, 28))
+        with torch.no_grad():
+            (sums, means), (wanted_sums, wanted_means) = gm(x), model(x)
+        assert torch.equal(sums, wanted_sums)
+        assert sums.stride() == wanted_sums.stride()
+        assert torch.equal(means, wanted_means)
+
+
 def test_linear_layers_of_any_rank() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -118,7 +161,7 @@ def test_linear_layers_of_any_rank() -> None:
 
     model, x = Model(), torch.randn(2, 3, 5)
     result = fuse(model, x)
-    assert fused_paths(result) == ["linear"]
+    assert fused_paths(result.graph_module) == ["linear"]
     assert torch.equal(result.graph_module(x), model(x))
 
 
@@ -150,7 +193,7 @@ def test_of_two_layers_the_deeper_takes_the_addition(make: Callable[[], nn.Modul
     torch.manual_seed(0)
     model, x = make(), torch.randn(2, 4, 5, 5)
     result = fuse(model, x)
-    assert fused_paths(result) == ["deep"]
+    assert fused_paths(result.graph_module) == ["deep"]
     assert not result.refused
     assert torch.equal(result.graph_module(x), model(x))
 
@@ -165,7 +208,7 @@ def test_the_shortcut_takes_the_addition_where_the_main_path_cannot() -> None:
     torch.manual_seed(0)
     model, x = ProjectionWithUsedMainPath(), torch.randn(2, 4, 5, 5)
     result = fuse(model, x)
-    assert fused_paths(result) == ["shortcut"]
+    assert fused_paths(result.graph_module) == ["shortcut"]
     assert all(torch.equal(a, b) for a, b in zip(result.graph_module(x), model(x), strict=True))
 
 
@@ -331,7 +374,7 @@ def test_no_candidate_without_a_layer_or_with_a_scale() -> None:
 def test_a_wrong_epilogue_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 4, 5, 5)
     wrong = Epilogue("relu", add=True)
-    monkeypatch.setattr("fxq.passes.fuse_residual.Epilogue", lambda add: wrong)
+    monkeypatch.setattr("fxq.passes.fuse_residual.Epilogue", lambda add, residual_first: wrong)
     with pytest.raises(VerifyError, match="`fuse_residual` promises EXACT and changed the output") as caught:
         PassManager([FuseResidual()])(canonical(ResidualFirst(), x), x)
     assert "module `conv`" in str(caught.value)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import fx, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from fxq.errors import PassError
 from fxq.ir import Stage, diff, graph_text, stage_of, take_snapshot
@@ -94,3 +95,20 @@ def test_example_inputs_are_needed() -> None:
     x = torch.randn(2, 4)
     with pytest.raises(PassError, match=r"needs example inputs\n.*shapes and dtypes\n.*pass example_inputs"):
         InsertObservers()(fuse(nn.Linear(4, 2).eval(), x))
+
+
+@pytest.mark.parametrize("residual_first", [False, True])
+def test_an_addition_that_stays_in_float_keeps_the_order_of_its_sides(residual_first: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, residual = self.fc(x.sin()), x.cos()
+            return F.layer_norm(residual + y if residual_first else y + residual, (4,))
+
+    x = torch.randn(2, 4)
+    out = InsertObservers()(fuse(Model().eval(), x), x).graph_module
+    (added,) = [n for n in out.graph.nodes if n.target is torch.add]
+    assert [str(side) for side in added.args] == (["cos", "fc"] if residual_first else ["fc", "cos"])
