@@ -7,7 +7,7 @@ import math
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich import box
@@ -48,6 +48,23 @@ class LayerRecord:
     why_float: str = ""
 
 
+class Section(Protocol):
+    """A part of a report that something beside the passes adds, as pruning does. It must be picklable."""
+
+    @property
+    def name(self) -> str:
+        """Its key in the report's plain data."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        ...
+
+    def __rich__(self) -> RenderableType:
+        """Return what is printed."""
+        ...
+
+
 @dataclass
 class Report:
     """What happened to a model.
@@ -60,6 +77,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     diagrams: list[str] = field(default_factory=list)
     options: dict[str, str] = field(default_factory=dict)
+    sections: list[Section] = field(default_factory=list)
     versions: dict[str, str] = field(
         default_factory=lambda: {"torch": torch.__version__, "python": platform.python_version()}
     )
@@ -80,7 +98,10 @@ class Report:
         raise KeyError(name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON: ``options``, ``versions``, ``passes``, ``layers``, ``notes``, ``diagrams``."""
+        """Return plain data for JSON.
+
+        The keys are ``options``, ``versions``, ``passes``, ``layers``, ``notes``, ``diagrams`` and ``sections``.
+        """
         return {
             "options": self.options,
             "versions": self.versions,
@@ -88,6 +109,7 @@ class Report:
             "layers": [asdict(layer) for layer in self.layers],
             "notes": self.notes,
             "diagrams": self.diagrams,
+            "sections": {s.name: s.to_dict() for s in self.sections},
         }
 
     def html(self, path: str | Path) -> Path:
@@ -116,6 +138,7 @@ class Report:
             parts.append(self.refusal_table())
         if self.layers:
             parts.append(self.layer_table())
+        parts += [section.__rich__() for section in self.sections]
         parts += [Text(f"note: {n}") for n in self.notes]
         return Group(*parts)
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -101,3 +103,25 @@ def test_a_summary_counts() -> None:
     )  # fmt: skip
     assert record.summary() == "2 a, 1 b, 3 refused: two (+1 other reason)"
     assert PassRecord("p", "P()", "EXACT", snapshot, snapshot).summary() == ""
+
+
+@dataclass(frozen=True)
+class Weather:
+    sky: str
+
+    name: ClassVar[str] = "weather"
+
+    def to_dict(self) -> dict[str, str]:
+        return {"sky": self.sky}
+
+    def __rich__(self) -> str:
+        return f"the sky is {self.sky}"
+
+
+def test_a_section_is_printed_and_is_data() -> None:
+    _, report = run()
+    assert report.to_dict()["sections"] == {}
+    report.sections.append(Weather("grey"))
+    assert "the sky is grey" in str(report)
+    assert report.to_dict()["sections"] == {"weather": {"sky": "grey"}}
+    assert "the sky is grey" in str(pickle.loads(pickle.dumps(report)))
