@@ -205,6 +205,21 @@ class Rewriter:
         """Put ``module`` in the place of the one at ``path``, for all its callers."""
         self._assign(path, module)
 
+    def set_tensor(self, path: str, tensor: torch.Tensor) -> None:
+        """Put a parameter or buffer in the place of the one at ``path``, for all who read it there.
+
+        Raises:
+            GraphError: it belongs to a module of the caller's that the graph calls.
+        """
+        *parents, name = path.split(".")
+        owner = self.gm.get_submodule(".".join(parents))
+        if type(owner) is not nn.Module and owner is not self.gm:
+            raise GraphError(
+                f"`{path}` cannot be set: it belongs to a {type(owner).__name__} of the caller's model",
+                where=self._pass_name, fix="give the graph a layer of its own first",
+            )  # fmt: skip
+        setattr(owner, name, tensor)
+
     def add_module(self, path: str, module: nn.Module) -> None:
         """Put ``module`` at a free ``path``."""
         if self._has(path):

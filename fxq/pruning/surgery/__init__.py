@@ -1,0 +1,1 @@
+"""How tensors, layers and the sizes that are written in a graph shrink."""

@@ -1,0 +1,1 @@
+"""What each operation says about channels, by family."""

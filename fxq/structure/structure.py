@@ -1,0 +1,91 @@
+"""What pruning needs to know of a graph: groups of channels, every dimension that they run along, exact costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import fx
+
+from fxq.structure.analysis import Cost, Opaque, Slot, Value
+from fxq.structure.axes import Axes
+from fxq.structure.group import Group, Indices, Mask
+
+#: For each group by name, which of its units stay. A group that is missing stays whole.
+Keep = Mapping[str, Mask]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Multiply-adds for the example inputs, and elements of all parameters."""
+
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The channel structure of one graph, for the example inputs that it was analysed with.
+
+    Attributes:
+        gm: the graph module.
+        groups: all groups, in the order of execution.
+        opaque: the operations that no rule describes.
+        values: the axes of every node's value.
+        slots: every parameter and buffer that has channels, once each.
+        unit_of: for each identity, its group's index in ``groups`` and its unit there; -1 where it always stays.
+    """
+
+    gm: fx.GraphModule
+    groups: tuple[Group, ...]
+    opaque: tuple[Opaque, ...]
+    values: Mapping[fx.Node, Value]
+    slots: tuple[Slot, ...]
+    group_of: Indices
+    unit_of: Indices
+    node_costs: tuple[Cost, ...]
+    other_params: int
+
+    def group(self, name: str) -> Group:
+        """Return the group of this name; KeyError where there is none."""
+        return next(g for g in self.groups if g.name == name)
+
+    def kept(self, keep: Keep) -> Mask:
+        """For each identity, whether it stays."""
+        out = np.ones(len(self.unit_of), dtype=np.bool_)
+        for i, group in enumerate(self.groups):
+            if group.name in keep:
+                mine = self.group_of == i
+                out[mine] = keep[group.name][self.unit_of[mine]]
+        return out
+
+    def costs(self, keep: Keep | None = None) -> Costs:
+        """Multiply-adds and parameters when only ``keep`` stays: exact, and without running anything."""
+        kept = self.kept(keep or {})
+        macs = sum(c.constant * math.prod(int(kept[ids].sum()) for ids in c.axes) // c.divisor for c in self.node_costs)
+        params = self.other_params + sum(slot_size(s, kept) for s in self.slots if _is_parameter(s))
+        return Costs(macs, params)
+
+
+def slot_shape(slot: Slot, kept: Mask) -> tuple[int, ...]:
+    """The shape of a parameter when only ``kept`` identities stay."""
+    return tuple(
+        n if ids is None else int(kept[ids].sum()) // (slot.parts if d == 1 else 1)
+        for d, (ids, n) in enumerate(zip(slot.axes, slot.shape, strict=True))
+    )
+
+
+def slot_size(slot: Slot, kept: Mask) -> int:
+    """The number of elements of a parameter when only ``kept`` identities stay."""
+    return math.prod(slot_shape(slot, kept))
+
+
+def kept_shape(axes: Axes, dense: tuple[int, ...], kept: Mask) -> tuple[int, ...]:
+    """The shape of a value when only ``kept`` identities stay."""
+    return tuple(n if ids is None else int(kept[ids].sum()) for ids, n in zip(axes, dense, strict=True))
+
+
+def _is_parameter(slot: Slot) -> bool:
+    return not slot.name.startswith("running_") and slot.kind != "buffer"

@@ -1,0 +1,149 @@
+"""Channels are removed from every layer that makes or reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from fxq.errors import PassError
+from fxq.ir.rewriter import Rewriter
+from fxq.ir.stage import Stage
+from fxq.manager.base import Numerics, Pass
+from fxq.manager.context import PassContext
+from fxq.pruning.surgery.layers import shrink_layer
+from fxq.pruning.surgery.sizes import fit_sizes
+from fxq.pruning.surgery.tensors import shrink_tensor
+from fxq.structure import Group, Mask, Structure, analyse
+from fxq.structure.analysis import Slot
+
+
+@dataclass(frozen=True)
+class PruneChannels(Pass):
+    """Remove all units of some groups but those that are kept; what goes together is found by ``fxq.structure``.
+
+        %conv1 = conv2d[conv1](%x) {3, 64}           %conv1 = conv2d[conv1](%x) {3, 32}
+        %bn1 = batch_norm[bn1](%conv1) {64}     ->   %bn1 = batch_norm[bn1](%conv1) {32}
+        %conv2 = conv2d[conv2](%bn1) {64, 128}       %conv2 = conv2d[conv2](%bn1) {32, 128}
+
+    The output is that of the dense graph with the removed channels set to zero wherever they are read, and with norms
+    over channels taken over those that stay. New layers own their parameters, which train.
+
+    Args:
+        kept: for each group by name, the units that stay, in ascending order; other groups stay whole.
+    """
+
+    kept: tuple[tuple[str, tuple[int, ...]], ...]
+
+    name: ClassVar[str] = "prune_channels"
+    consumes: ClassVar[tuple[Stage, ...]] = (Stage.CANONICAL,)
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+
+    def rewrite(self, rw: Rewriter, context: PassContext) -> None:
+        if context.inputs is None:
+            raise PassError("the pass `prune_channels` needs example inputs", fix="pass example_inputs")
+        structure = analyse(rw.gm, context.inputs)
+        keep = {name: _mask(_find(structure, name), units) for name, units in self.kept}
+        chosen = [g for g in structure.groups if g.name in keep and not keep[g.name].all()]
+        for group in structure.groups:
+            if group.fixed.all() and group.reason:
+                _refuse(rw, group)
+        if not chosen:
+            return
+        kept = structure.kept(keep)
+        with rw.rule("prune", *_leaders(rw, chosen)):
+            _shrink_all(rw, structure, kept)
+            fit_sizes(rw, structure, kept, context.inputs)
+        for note in (f"{g.name}: {int(keep[g.name].sum())} of {g.size} kept" for g in chosen):
+            context.note(note)
+
+
+def _find(structure: Structure, name: str) -> Group:
+    try:
+        return structure.group(name)
+    except StopIteration:
+        raise PassError(f"the graph has no group of channels `{name}`",
+                        fix="take names from fxq.structure.analyse(gm, inputs).groups") from None  # fmt: skip
+
+
+def _mask(group: Group, units: Iterable[int]) -> Mask:
+    """The units that stay as a mask; every way in which they cannot be kept is an error."""
+    mask = np.zeros(group.size, dtype=np.bool_)
+    chosen = list(units)
+    if not chosen or min(chosen) < 0 or max(chosen) >= group.size:
+        raise PassError(f"`{group.name}` has the units 0 to {group.size - 1}, and at least one stays",
+                        where=group.name, why=f"{len(chosen)} units were given")  # fmt: skip
+    mask[chosen] = True
+    if bool((group.fixed & ~mask).any()):
+        raise PassError(f"some units of `{group.name}` must stay", where=group.name, why=group.reason)
+    for needed in group.cover:
+        if not mask[needed].any():
+            raise PassError(f"a layer of `{group.name}` would keep no channel", where=group.name,
+                            why=f"it has only the units {needed.tolist()[:8]}")  # fmt: skip
+    for partition in group.balance:
+        counts = np.bincount(partition[mask & (partition >= 0)], minlength=int(partition.max()) + 1)
+        if len(np.unique(counts)) > 1 or counts[0] == 0:
+            raise PassError(
+                f"the {len(counts)} parts of `{group.name}` must keep equally many units", where=group.name,
+                why=f"between {counts.min()} and {counts.max()} were to stay",
+            )  # fmt: skip
+    return mask
+
+
+def _leaders(rw: Rewriter, groups: list[Group]) -> list[Any]:
+    paths = {g.members[0].path for g in groups}
+    found = [n for n in rw.nodes() if n.op == "call_module" and str(n.target) in paths]
+    return found or [next(iter(rw.nodes()))]
+
+
+def _refuse(rw: Rewriter, group: Group) -> None:
+    for node in rw.nodes():
+        if node.op == "call_module" and str(node.target) == group.members[0].path:
+            rw.refuse("prune", node, group.reason)
+            return
+
+
+def _shrink_all(rw: Rewriter, structure: Structure, kept: Mask) -> None:
+    """Exchange every layer, parameter and buffer that loses channels; what was shared stays shared."""
+    slots = {id(_tensor(rw.gm, s)): s for s in structure.slots if _loses(s, kept)}
+    new: dict[int, Tensor] = {}
+
+    def shrunk(tensor: Tensor) -> Tensor:
+        if id(tensor) not in new:
+            new[id(tensor)] = shrink_tensor(tensor, slots[id(tensor)], kept)
+        return new[id(tensor)]
+
+    layers: dict[int, nn.Module] = {}
+    for node in list(rw.graph.nodes):
+        path = str(node.target)
+        if node.op == "call_module":
+            layer = rw.gm.get_submodule(path)
+            tensors = {n: t for n, t in _own_tensors(layer) if id(t) in slots}
+            if tensors and id(layer) not in layers:
+                layers[id(layer)] = shrink_layer(layer, {n: shrunk(t) for n, t in tensors.items()})
+                layers[id(layers[id(layer)])] = layers[id(layer)]
+            if id(layer) in layers and layers[id(layer)] is not layer:
+                rw.exchange_module(path, layers[id(layer)])
+        elif node.op == "get_attr":
+            *parents, name = path.split(".")
+            tensor = getattr(rw.gm.get_submodule(".".join(parents)), name)
+            if isinstance(tensor, Tensor) and id(tensor) in slots:
+                rw.set_tensor(path, shrunk(tensor))
+
+
+def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    found = [*layer._parameters.items(), *layer._buffers.items()]
+    return [(name, t) for name, t in found if t is not None]
+
+
+def _loses(slot: Slot, kept: Mask) -> bool:
+    return any(ids is not None and not bool(kept[ids].all()) for ids in slot.axes)
+
+
+def _tensor(gm: nn.Module, slot: Slot) -> Tensor:
+    found = getattr(gm.get_submodule(slot.path), slot.name)
+    assert isinstance(found, Tensor)
+    return found
