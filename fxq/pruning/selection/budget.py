@@ -1,0 +1,127 @@
+"""The selection that meets a budget: bisection on a family's parameter, then single steps."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fxq.errors import InputError
+from fxq.pruning.selection.family import Counts, Family
+
+#: The cost of a selection, as a fraction of the dense model's.
+Cost = Callable[[Counts], float]
+#: How far from its budget a selection may lie, as a fraction of the dense model's cost.
+TOLERANCE = 0.02
+#: Single steps end this close below the budget.
+_CLOSE = 0.001
+
+
+@dataclass(frozen=True)
+class Found:
+    """A selection and its cost, as a fraction of the dense model's."""
+
+    counts: Counts
+    cost: float
+
+
+def bisect(family: Family, cost: Cost, budget: float, *, name: str, tolerance: float = TOLERANCE) -> Found:
+    """Return the selection of ``family`` that keeps most and does not cost more than ``budget``.
+
+    Args:
+        cost: falls along the family's parameters.
+        budget: fraction of the dense model's cost.
+        name: what the budget is of: ``"macs"``; for the error.
+
+    Raises:
+        InputError: even the selection that keeps least costs more than the budget and ``tolerance``; the floor is
+            named.
+    """
+    parameters = family.parameters()
+    least = Found(family.at(float(parameters[-1])), cost(family.at(float(parameters[-1]))))
+    if least.cost > budget + tolerance:
+        raise unreachable(name, budget, least.cost)
+    best, low, high = least, -1, len(parameters) - 1  # low keeps too much or is unknown, high is within the budget
+    while high - low > 1:
+        middle = (low + high) // 2
+        counts = family.at(float(parameters[middle]))
+        spent = best.cost if counts == best.counts else cost(counts)
+        if spent > budget:
+            low = middle
+        else:
+            high, best = middle, Found(counts, spent)
+    return best
+
+
+def refine(family: Family, found: Found, cost: Cost, budget: float) -> Found:
+    """Give units back, one step of one group at a time, while the cost stays within ``budget``.
+
+    What does not fit now does not fit later, when other groups have more: each group is left alone once it failed.
+    """
+    counts, spent = dict(found.counts), found.cost
+    ladders = {ladder.name: ladder for ladder in family.free()}
+    queue = [(-family.urgency(ladder, counts[n]), place, n) for place, (n, ladder) in enumerate(ladders.items())]
+    heapq.heapify(queue)
+    while queue and spent < budget - _CLOSE:
+        _, place, name = heapq.heappop(queue)
+        more = ladders[name].after(counts[name])
+        if more is None:
+            continue
+        attempt = {**counts, name: more}
+        price = cost(attempt)
+        if price <= budget:
+            counts, spent = attempt, price
+            heapq.heappush(queue, (-family.urgency(ladders[name], more), place, name))
+    return Found(counts, spent)
+
+
+def overshoot(family: Family, found: Found, cost: Cost, budget: float) -> Found:
+    """Return the selection one step of one group above ``found`` that lies nearest to ``budget``, or ``found``.
+
+    For steps so large that everything within the budget lies far below it.
+    """
+    best = found
+    for ladder in family.free():
+        more = ladder.after(found.counts[ladder.name])
+        if more is None:
+            continue
+        attempt = {**found.counts, ladder.name: more}
+        price = cost(attempt)
+        if abs(price - budget) < abs(best.cost - budget):
+            best = Found(attempt, price)
+    return best
+
+
+def fit(family: Family, cost: Cost, budget: float, *, name: str) -> Found:
+    """Return a selection whose cost lies within ``TOLERANCE`` of ``budget`` where the steps are fine enough.
+
+    Raises:
+        InputError: the budget lies below the floor.
+    """
+    found = refine(family, bisect(family, cost, budget, name=name), cost, budget)
+    return found if found.cost >= budget - TOLERANCE else overshoot(family, found, cost, budget)
+
+
+def check_budget(value: object, name: str) -> float:
+    """Return a budget as a float.
+
+    Raises:
+        InputError: it is not a number in (0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise InputError(f"{name} is {value!r}", why="it is the fraction of the dense model's cost that remains",
+                         fix="give a number that is more than 0 and at most 1")  # fmt: skip
+    return float(value)
+
+
+def unreachable(name: str, budget: float, floor: float) -> InputError:
+    """The error for a budget below what the prunable part allows."""
+    return InputError(
+        f"{name}={budget:g} cannot be met",
+        why=f"with every group at its smallest, {floor:.3f} of the dense cost remains",
+        fix=f"ask for {name}={_above(floor):g} or more, protect fewer layers, widen bounds, or lower round_to",
+    )  # fmt: skip
+
+
+def _above(floor: float) -> float:
+    return min(1.0, -(-floor * 1000 // 1) / 1000)

@@ -1,0 +1,136 @@
+"""The numbers of units that a group may keep, and which units those are.
+
+The choices of one group are nested: whoever keeps more units keeps all those that stay when fewer are kept. So a group
+is an order of units and the counts at which one may stop, the rungs of a ladder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxq.pruning.selection.balance import Block, blocks
+from fxq.structure.group import Group, Indices, Mask
+
+Scores = NDArray[np.float64]
+_Step = tuple[float, Indices]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The choices of one group.
+
+    Attributes:
+        name: the group's name.
+        order: the units, those that stay longest first.
+        counts: how many units each rung keeps, rising; the first is the least that must stay, the last all units.
+        weakest: for each rung, the score of the units that it adds to the one before; infinite for the first, and
+            falling.
+        allowed: of ``counts``, those that may be chosen.
+        dense: how many units the group had before any pruning; more than ``size`` in later steps of a schedule.
+    """
+
+    name: str
+    order: Indices
+    counts: Indices
+    weakest: Scores
+    allowed: Indices
+    dense: int
+
+    @property
+    def size(self) -> int:
+        """The number of units that are there."""
+        return len(self.order)
+
+    @property
+    def least(self) -> int:
+        """The smallest count that may be chosen."""
+        return int(self.allowed[0])
+
+    @property
+    def most(self) -> int:
+        """The largest count that may be chosen."""
+        return int(self.allowed[-1])
+
+    def at_least(self, count: int) -> int:
+        """The smallest count that may be chosen and is not below ``count``; the largest where there is none."""
+        at = int(np.searchsorted(self.allowed, count))
+        return int(self.allowed[min(at, len(self.allowed) - 1)])
+
+    def above(self, threshold: float) -> int:
+        """The count that keeps every unit whose score is more than ``threshold``, and no more than it must."""
+        rungs = int(np.count_nonzero(self.weakest > threshold))
+        return self.at_least(int(self.counts[max(rungs, 1) - 1]))
+
+    def after(self, count: int) -> int | None:
+        """The next larger count that may be chosen, None above the last."""
+        at = int(np.searchsorted(self.allowed, count, side="right"))
+        return int(self.allowed[at]) if at < len(self.allowed) else None
+
+    def next_score(self, count: int) -> float:
+        """The score of the units that come back first when more than ``count`` are kept; minus infinity at the top."""
+        at = int(np.searchsorted(self.counts, count, side="right"))
+        return float(self.weakest[at]) if at < len(self.counts) else -np.inf
+
+    def mask(self, count: int) -> Mask:
+        """Which units stay when ``count`` are kept."""
+        keep = np.zeros(self.size, dtype=np.bool_)
+        keep[self.order[:count]] = True
+        return keep
+
+    def restricted(self, allowed: NDArray[np.bool_]) -> Ladder:
+        """The same ladder with those counts alone for which ``allowed`` is true."""
+        return replace(self, allowed=self.allowed[allowed])
+
+
+def build_ladder(group: Group, scores: Scores, dense: int | None = None) -> Ladder:
+    """Return the choices of ``group``: every count that its balance allows.
+
+    Fixed units come first. At least one unit stays of each part that must be balanced, and one in each tensor that the
+    group runs along, so no layer is left without channels. Among equal scores the unit with the lower index stays.
+
+    Args:
+        scores: shape (size,); higher stays longer, and units whose score is infinite are fixed.
+        dense: the number of units before any pruning, where it is more than the group has now.
+    """
+    parts = blocks(group)
+    fixed = group.fixed | np.isposinf(scores)
+    required = fixed | _last_of_tensors(group, scores, parts, fixed)
+    free = np.flatnonzero(_free(group.size, parts))
+    base: list[Indices] = [free[required[free]]]
+    steps: list[_Step] = []
+    for block in parts:
+        levels = block.levels(scores, required)
+        base.append(levels[0])
+        falling = np.minimum.accumulate([float(scores[added].mean()) for added in levels[1:]]) if levels[1:] else ()
+        steps += zip(falling, levels[1:], strict=True)
+    steps += [(float(scores[unit]), np.array([unit])) for unit in free[~required[free]]]
+    steps.sort(key=lambda step: -step[0])  # stable: the steps of a block keep their order, and equal units theirs
+    first = np.concatenate(base)
+    counts = np.cumsum([len(first), *(len(added) for _, added in steps)])
+    order = np.concatenate([first, *(added for _, added in steps)]).astype(np.int64)
+    weakest = np.array([np.inf, *(score for score, _ in steps)])
+    return Ladder(group.name, order, counts, weakest, counts, group.size if dense is None else dense)
+
+
+def _last_of_tensors(group: Group, scores: Scores, parts: list[Block], fixed: Mask) -> Mask:
+    """The best unit of every tensor that would lose all its channels without it."""
+    held = fixed.copy()
+    for block in parts:
+        held[block.levels(scores, fixed)[0]] = True
+    last = np.zeros(group.size, dtype=np.bool_)
+    spans = {u.tobytes(): u for u in (*group.cover, *(np.unique(m.units[m.units >= 0]) for m in group.members))}
+    for units in (*spans.values(), np.arange(group.size)):
+        if len(units) and not (held | last)[units].any():
+            last[units[np.argmax(scores[units])]] = True
+    return last
+
+
+def _free(size: int, parts: list[Block]) -> Mask:
+    """The units that no partition covers."""
+    free = np.ones(size, dtype=np.bool_)
+    for block in parts:
+        free[block.units] = False
+    return free

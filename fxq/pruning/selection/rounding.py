@@ -1,0 +1,77 @@
+"""The multiples of channels that a layer may keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fxq.errors import InputError
+from fxq.pruning.selection.globs import by_group
+from fxq.structure.group import Group
+
+RoundTo = int | str | Mapping[str, int]
+#: With "auto": a group keeps at least about this many steps to choose from.
+_STEPS = 4
+
+
+def multiple_for_target(target: str) -> int:
+    """The number of channels that ``target``'s kernels work on at once.
+
+    oneDNN blocks channels by the lanes of a vector of 32-bit sums: 16 with AVX-512 or AMX, 8 with AVX2. A rest is
+    computed as if it were a whole block. ``reference`` has no such blocks: 1.
+    """
+    if target != "onednn":
+        return 1
+    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+
+
+def multiples(round_to: RoundTo, groups: Sequence[Group], target: str, dense: Mapping[str, int]) -> dict[str, int]:
+    """Return for each group the multiple of units that may stay; the whole group may stay as well.
+
+    Args:
+        round_to: a number of channels, kept to strictly: a group that is no larger stays whole. A dict of globs and
+            numbers; where several globs match, the last counts, and where none does, 1. ``"auto"``: the target's
+            multiple, halved until it is at most a quarter of the group, so small layers can be pruned, too.
+        dense: the sizes of the groups before any pruning.
+
+    Raises:
+        InputError: ``round_to`` is none of these, a number is below 1, or a glob matches nothing.
+    """
+    if isinstance(round_to, str):
+        if round_to != "auto":
+            raise InputError(f"round_to={round_to!r} is not known", fix="give 'auto', a number, or a dict of globs")
+        channels = multiple_for_target(target)
+        return {g.name: _in_units(_shrunk(channels, dense[g.name] * _positions(g)), g) for g in groups}
+    if isinstance(round_to, Mapping):
+        found = by_group({glob: _checked(n) for glob, n in round_to.items()}, groups, "round_to")
+        chosen = {name: values[-1][1] for name, values in found.items()}
+        return {g.name: _in_units(chosen.get(g.name, 1), g) for g in groups}
+    return {g.name: _in_units(_checked(round_to), g) for g in groups}
+
+
+def _checked(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"round_to is {value!r}", fix="give a number of channels that is 1 or more, or 'auto'")
+    return value
+
+
+def _shrunk(multiple: int, size: int) -> int:
+    while multiple > 1 and multiple * _STEPS > size:
+        multiple //= 2
+    return multiple
+
+
+def _positions(group: Group) -> int:
+    """How many channels of the leader each unit stands for; 1 where they differ."""
+    units = group.members[0].units
+    counts = np.bincount(units[units >= 0], minlength=group.size)
+    return int(counts[0]) if counts[0] > 0 and (counts == counts[0]).all() else 1
+
+
+def _in_units(channels: int, group: Group) -> int:
+    """The smallest number of units that stand for a multiple of ``channels``."""
+    positions = _positions(group)
+    return math.lcm(channels, positions) // positions
