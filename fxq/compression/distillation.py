@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxq.compression.features import Features
+from fxq.compression.regressor import Regressor, differing_dim
 from fxq.errors import InputError
 from fxq.tracing import ModelInputs, normalise_inputs
 
@@ -140,7 +141,7 @@ class Distillation(nn.Module):
         for (ours, theirs), regressor in zip(self.hints, self.regressors, strict=True):
             value, wanted = regressor(student_values[ours]), teacher_values[theirs]
             if value.shape != wanted.shape:
-                _fitting_dim(value, wanted, f"{ours!r} and {theirs!r}")
+                differing_dim(value, wanted, f"{ours!r} and {theirs!r}")
                 raise InputError(
                     f"the widths of {ours!r} and {theirs!r} differ: {tuple(value.shape)} and {tuple(wanted.shape)}",
                     where="hints", why="a regressor must exist before the optimiser takes d.parameters()",
@@ -157,22 +158,8 @@ class Distillation(nn.Module):
         for i, (ours, theirs) in enumerate(self.hints):
             value, wanted = values[0][ours], values[1][theirs]
             if value.shape != wanted.shape:
-                dim = _fitting_dim(value, wanted, f"{ours!r} and {theirs!r}")
+                dim = differing_dim(value, wanted, f"{ours!r} and {theirs!r}")
                 self.regressors[i] = Regressor(value, wanted, dim)
-
-
-class Regressor(nn.Module):
-    """A 1x1 convolution over dimension ``dim``, for values of any rank: from the student's width to the teacher's."""
-
-    def __init__(self, value: Tensor, wanted: Tensor, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.mix = nn.Linear(value.shape[dim], wanted.shape[dim], device=value.device, dtype=value.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., student's width, ...) -> (..., teacher's width, ...)."""
-        mixed: Tensor = self.mix(x.movedim(self.dim, -1))
-        return mixed.movedim(-1, self.dim)
 
 
 def distill(
@@ -277,17 +264,6 @@ def _rows(logits: Tensor) -> Tensor:
     """(batch, classes, ...) -> (batch and positions, classes) in float32 at least."""
     rows = logits.movedim(1, -1).flatten(0, -2)
     return rows if rows.dtype is torch.float64 else rows.float()
-
-
-def _fitting_dim(value: Tensor, wanted: Tensor, names: str) -> int:
-    """Return the one dimension, 1 or the last, in which two values differ, or raise InputError."""
-    ours, theirs = tuple(value.shape), tuple(wanted.shape)
-    differ = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
-    if len(ours) != len(theirs) or len(differ) != 1 or differ[0] not in (1, len(ours) - 1):
-        raise InputError(f"the values at {names} do not fit together: {ours} and {theirs}", where="hints",
-                         why="they may differ in their channels alone",
-                         fix="name places with the same resolution")  # fmt: skip
-    return differ[0]
 
 
 @contextmanager
