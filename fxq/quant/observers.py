@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fxq.errors import CalibrationError, InputError
+from fxq.quant.calibrators import check_calibrator, check_percentile, range_of
+from fxq.quant.histogram import Histogram
 from fxq.quant.qparams import QParams
 
 
@@ -101,6 +103,44 @@ def check_momentum(momentum: float) -> float:
     if not isinstance(momentum, int | float) or not 0.0 < momentum <= 1.0:
         raise InputError(f"momentum is {momentum!r}", fix="give a number above 0 and at most 1")
     return momentum
+
+
+class HistogramObserver(Observer):
+    """A histogram of all values seen, from which every calibrator takes its range.
+
+    Args:
+        calibrator: the one that ``qparams`` uses by default, see :func:`fxq.quant.calibrators.range_of`.
+        percentile: of the calibrator "percentile".
+    """
+
+    def __init__(self, label: str = "", calibrator: str = "auto", percentile: float = 99.99) -> None:
+        super().__init__(label)
+        self.calibrator = check_calibrator(calibrator)
+        self.percentile = check_percentile(percentile)
+        self.histogram = Histogram.empty()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` (any shape, floating point), having counted it while active."""
+        if self.active and x.numel():
+            super().forward(x)
+            self.histogram = self.histogram.add(x)
+        return x
+
+    def qparams(self, calibrator: str | None = None) -> QParams:
+        """Return scale and zero point for the range that the calibrator, or another one, chooses.
+
+        Raises:
+            CalibrationError: nothing was observed.
+            InputError: the calibrator is unknown.
+        """
+        if not self.seen:
+            return super().qparams()
+        return QParams.from_range(*range_of(self.histogram, calibrator or self.calibrator, self.percentile))
+
+    def _update(self, lo: Tensor, hi: Tensor) -> None:
+        if self.seen:
+            lo, hi = torch.minimum(self.minimum, lo), torch.maximum(self.maximum, hi)
+        self.minimum, self.maximum = lo, hi
 
 
 class PerChannelMinMaxObserver(MinMaxObserver):

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxq.errors import InputError, nearest
-from fxq.quant.observers import MinMaxObserver, MovingAverageObserver, Observer, check_momentum
+from fxq.quant.calibrators import check_percentile
+from fxq.quant.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageObserver,
+    Observer,
+    check_momentum,
+)
 
-_ACTIVATIONS = ("minmax", "moving_average")
+_ACTIVATIONS = ("minmax", "moving_average", "percentile", "mse", "entropy", "auto")
 _WEIGHTS = ("per_channel", "per_tensor")
 
 
@@ -19,7 +26,10 @@ class Recipe:
 
     Attributes:
         name: ``"float"`` (canonicalise, fold and fuse only) or ``"int8"`` (static int8).
-        activation: the observer of activations: ``"minmax"`` or ``"moving_average"``.
+        activation: how the range of an activation is found: ``"minmax"``, ``"moving_average"`` (of each batch's range),
+            or from a histogram: ``"percentile"``, ``"mse"`` (least squared error), ``"entropy"`` (TensorRT's), or
+            ``"auto"``, the one with the least expected error for each tensor.
+        percentile: for ``"percentile"``: per cent of the values that lie within the range, in (0, 100].
         weight: the granularity of weight scales: ``"per_channel"`` (of the output) or ``"per_tensor"``.
         momentum: weight of a new batch in the moving average, in (0, 1].
 
@@ -31,6 +41,7 @@ class Recipe:
     activation: str = "minmax"
     weight: str = "per_channel"
     momentum: float = 0.1
+    percentile: float = 99.99
 
     def __post_init__(self) -> None:
         for value, known, what in (
@@ -41,6 +52,7 @@ class Recipe:
             if value not in known:
                 raise InputError(f"unknown {what} {value!r}", fix=nearest(str(value), known))
         check_momentum(self.momentum)
+        check_percentile(self.percentile)
 
     @property
     def quantises(self) -> bool:
@@ -51,7 +63,9 @@ class Recipe:
         """Return a new observer for an activation."""
         if self.activation == "minmax":
             return MinMaxObserver(label)
-        return MovingAverageObserver(label, self.momentum)
+        if self.activation == "moving_average":
+            return MovingAverageObserver(label, self.momentum)
+        return HistogramObserver(label, self.activation, self.percentile)
 
     def weight_scale(self, weight: Tensor) -> float | None:
         """Return the one scale of a weight tensor, or None where each output channel has a scale of its own."""
