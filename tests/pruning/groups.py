@@ -188,5 +188,8 @@ JOINED = group(
     member("left", "conv2d", "out", np.array([0, 1])),
     member("right", "conv2d", "out", np.array([2, 3, 4])),
     member("whole", "conv2d", "out", 5),
+    member("left", "conv2d", "scale", np.array([0, 1]), parameter="bias"),
+    member("right", "conv2d", "scale", np.array([2, 3, 4]), parameter="bias"),
+    member("whole", "conv2d", "scale", 5, parameter="bias"),
     member("after", "conv2d", "in", np.array([-1, -1, -1, 0, 1, 2, 3, 4]), dim=1),
 )

@@ -13,7 +13,7 @@ from fxq.pruning.view import GroupView
 from fxq.structure.group import Member
 
 #: Rows of the distance matrix that are in memory at a time.
-_BLOCK = 512
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,19 @@ class GeometricMedian(LayerCriterion):
 def summed_distances(points: Tensor) -> Tensor:
     """The sum of Euclidean distances from each row to all rows: (n, d) to float64 (n,).
 
-    By ``||a - b||^2 = ||a||^2 + ||b||^2 - 2 a.b`` about the mean of all rows, in blocks of rows: beside a float64 copy
-    of the points only a block of distances is in memory.
+    By ``||a - b||^2 = ||a||^2 + ||b||^2 - 2 a.b`` about the mean of all rows, each pair once, in blocks of rows: beside
+    a float64 copy of the points only a block of distances is in memory.
     """
     points = points.double()
     points = points - points.mean(0)
     squares = points.square().sum(1)
-    out = torch.empty_like(squares)
+    out = torch.zeros_like(squares)
     for start in range(0, len(points), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        products = torch.addmm(squares, points[rows], points.T, alpha=-2).add_(squares[rows, None])
-        products.diagonal(start).zero_()
-        out[rows] = products.clamp_(min=0).sqrt_().sum(1)
+        end = start + _BLOCK
+        distances = torch.addmm(squares[start:], points[start:end], points[start:].T, alpha=-2)
+        distances += squares[start:end, None]
+        distances.diagonal().zero_()
+        distances.clamp_(min=0).sqrt_()
+        out[start:end] += distances.sum(1)
+        out[end:] += distances[:, _BLOCK:].sum(0)
     return out
