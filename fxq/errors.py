@@ -44,6 +44,10 @@ class TargetError(FxqError, RuntimeError):
     """A target is unknown or this machine cannot run it."""
 
 
+class StorageError(FxqError, ValueError):
+    """A file cannot be loaded: it is damaged, not one of fxq's, or holds what fxq does not run."""
+
+
 class GraphError(FxqError):
     """A graph breaks a rule of its stage, or an edit would break it."""
 

@@ -1,0 +1,103 @@
+"""Reading a graph module from a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import Tensor, fx, nn
+
+from fxq.errors import StorageError
+from fxq.ir.module import TracedModule
+from fxq.ir.stage import set_graph_state
+from fxq.manager.report import attach_report
+from fxq.storage.checks import refuse
+from fxq.storage.container import StoredFile, open_stored
+from fxq.storage.document import GRAPH, REPORT, decode_report, unpack_document
+from fxq.storage.module_plan import fill
+from fxq.storage.plan import FORMAT, VERSION, Plan, plan_document
+from fxq.storage.tensors import TensorPlan, load_tensor
+from fxq.tracing.record import RECORD_KEY
+from fxq.tracing.tracer import ModelTracer
+
+
+def load(path: str | os.PathLike[str]) -> TracedModule:
+    """Read the graph module that :func:`fxq.save` wrote; its outputs are bit for bit those of the saved one.
+
+    Neither the model's class nor pickle is needed, and no code from the file is run: operations and modules are looked
+    up in lists of fxq's, and torch.fx generates ``forward`` from the checked graph. The whole file is checked before
+    memory for its tensors is allocated; that memory is at most 512 times the size of the file (and about the size of
+    the tensors that were saved, for a file of fxq's). Loading is safe; what a graph of a stranger's costs to run, in
+    time and memory, is still what that graph computes.
+
+    Returns:
+        A graph module on the CPU, in the mode that was saved, with its report.
+
+    Raises:
+        InputError: there is no such file.
+        StorageError: the file is damaged, is not one of fxq's, was written by a later version, or holds what fxq does
+            not run.
+        TargetError: the file needs int8 kernels that this machine cannot run.
+    """
+    path = Path(path)
+    try:
+        with open_stored(path) as file:
+            return _load(file)
+    except StorageError as error:
+        where = f"{path}, {error.where}" if error.where else str(path)
+        raise StorageError(
+            f"the file cannot be loaded: {error.what}", where=where, why=error.why, fix=error.fix
+        ) from error
+
+
+def _load(file: StoredFile) -> TracedModule:
+    _check_format(file)
+    plan = plan_document(unpack_document(file.bytes_of(GRAPH), "the graph"), file.entries)
+    report = None
+    if REPORT in file.entries:
+        report = decode_report(unpack_document(file.bytes_of(REPORT), "the report"))
+    fill(plan.modules, plan.values, [_read(tensor, file) for tensor in plan.tensors])
+    gm = _assemble(plan)
+    set_graph_state(gm, stage=plan.state.stage, next_id=plan.state.next_id)
+    if plan.trace is not None:
+        gm.meta[RECORD_KEY] = plan.trace
+    if report is not None:
+        attach_report(gm, report)
+    return gm
+
+
+def _check_format(file: StoredFile) -> None:
+    if file.metadata.get("format") != FORMAT or GRAPH not in file.entries:
+        refuse("this safetensors file was not written by fxq.save")
+    version = file.metadata.get("format_version", "")
+    if version != str(VERSION):
+        raise StorageError(
+            f"the file has the format version {version[:20]!r}, this fxq reads {VERSION}",
+            fix=f"load it with the fxq that wrote it: {file.metadata.get('fxq', 'unknown')[:20]}",
+        )
+    for name in (GRAPH, REPORT):
+        if name in file.entries and (file.entries[name].code != "U8" or len(file.entries[name].shape) != 1):
+            refuse("a document is not a row of bytes", name)
+
+
+def _read(plan: TensorPlan, file: StoredFile) -> Tensor:
+    try:
+        return load_tensor(plan, file)
+    except (MemoryError, RuntimeError) as error:  # numpy's and torch's words for the same
+        refuse("there is not enough memory for a tensor", plan.name, error)
+
+
+def _assemble(plan: Plan) -> TracedModule:
+    """Return the graph module; torch.fx generates and compiles its code here."""
+    empty = fx.Graph(tracer_cls=ModelTracer)
+    empty.output(None)
+    gm = TracedModule(nn.Module(), empty, plan.class_name)
+    root = plan.root
+    gm._modules, gm._parameters, gm._buffers = root._modules, root._parameters, root._buffers
+    gm._non_persistent_buffers_set = root._non_persistent_buffers_set
+    gm.training = root.training
+    try:
+        gm.graph = plan.graph
+    except Exception as error:  # torch.fx prints calls without looking at how many arguments they have
+        refuse("torch.fx can generate no code for the graph", "the graph", error)
+    return gm

@@ -1,0 +1,99 @@
+"""Writing a graph module to a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+import fxq
+from fxq.errors import InputError, StorageError
+from fxq.ir.stage import graph_state
+from fxq.manager.report import Report, report_of
+from fxq.storage.container import Entry, replacing, write_stored
+from fxq.storage.document import GRAPH, REPORT, encode_report, pack_document
+from fxq.storage.dtypes import STORED, dtype_name
+from fxq.storage.graph_json import encode_graph
+from fxq.storage.module_tree import TreeWriter
+from fxq.storage.names import is_identifier
+from fxq.storage.plan import FORMAT, VERSION, plan_document
+from fxq.storage.records import RecordWriter
+from fxq.storage.tensors import TensorWriter
+from fxq.tracing.record import RECORD_KEY, TraceRecord
+
+StrPath = str | os.PathLike[str]
+
+
+def save(gm: fx.GraphModule, path: StrPath) -> None:
+    """Write ``gm`` to one file, which :func:`fxq.load` reads without the classes of the model.
+
+    Any stage can be saved, with parameters, buffers, modes, names, provenance, recorded shapes and the report. Sparse
+    and shared weights are stored compactly and without loss (:func:`fxq.storage.stored_bytes`). The file appears whole
+    or not at all: it is written beside ``path`` and takes its place at the end.
+
+    Not saved: type annotations of nodes, entries of ``meta`` other than fxq's own, gradients, the device (a loaded
+    module is on the CPU), and that two tensors overlap, unless they are the same memory seen alike.
+
+    Args:
+        gm: what :func:`fxq.compile`, :func:`fxq.trace` or a pass returned.
+        path: the file; one that exists is replaced. The folder must exist.
+
+    Raises:
+        InputError: ``gm`` is no graph module, or holds what no file can: a module that is not one of torch's or fxq's,
+            a function of the user's, hooks, a dataclass as output. Names the node or module. Or the file cannot be
+            written. What was at ``path`` stays.
+    """
+    if not isinstance(gm, fx.GraphModule):
+        raise InputError(f"fxq.save takes a graph module, not a {type(gm).__name__}",
+                         fix="give what fxq.compile or fxq.trace returned")  # fmt: skip
+    with replacing(Path(path)) as temporary:
+        tensors = TensorWriter()
+        document = _describe(gm, tensors)
+        _check_loadable(document, tensors.entries)
+        entries = {GRAPH: pack_document(document), **tensors.entries}
+        report = _report(gm)
+        if report is not None:
+            entries[REPORT] = pack_document(encode_report(report))
+        write_stored(temporary, entries, _metadata())
+
+
+def _metadata() -> dict[str, str]:
+    versions = {"fxq": fxq.__version__, "torch": str(torch.__version__)}
+    return {"format": FORMAT, "format_version": str(VERSION), **versions}
+
+
+def _describe(gm: fx.GraphModule, tensors: TensorWriter) -> dict[str, Any]:
+    tree = TreeWriter(gm, tensors)
+    trace = gm.meta.get(RECORD_KEY)
+    name = type(gm).__name__
+    return {
+        "class": name if is_identifier(name) else "GraphModule",
+        "state": RecordWriter().encode(graph_state(gm)),
+        "trace": RecordWriter().encode(trace) if isinstance(trace, TraceRecord) else None,
+        "nodes": encode_graph(gm.graph),
+        "modules": tree.modules,
+        "values": tree.values,
+        "tensors": tensors.descriptions,
+    }
+
+
+def _check_loadable(document: dict[str, Any], entries: Mapping[str, Tensor]) -> None:
+    """Let the loader check what is about to be written: what it would refuse is refused now, while there is a model."""
+    header = {n: Entry(STORED[dtype_name(t.dtype)].code, tuple(t.shape), 0, t.nbytes) for n, t in entries.items()}
+    try:
+        plan_document(document, header)
+    except StorageError as error:
+        raise InputError(f"this graph module cannot be saved: {error.what}", where=error.where, why=error.why,
+                         fix="make it with torch's and fxq's own layers and names that are plain identifiers",
+                         ) from error  # fmt: skip
+
+
+def _report(gm: fx.GraphModule) -> Report | None:
+    try:
+        return report_of(gm)
+    except InputError:
+        return None
