@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from fxq.quant.histogram import Histogram
 
 Floats = NDArray[np.float64]
+#: Share of the values other than zero that may be clipped. Where nearly all are, P and Q are one spike, and agree.
+_MOST_CLIPPED = 0.1
 
 
 def entropy_range(histogram: Histogram) -> tuple[float, float]:
@@ -17,7 +19,8 @@ def entropy_range(histogram: Histogram) -> tuple[float, float]:
     the values inside, merged into as many levels as there are codes on one side and spread evenly over the bins of
     each level that hold anything. ``t`` minimises ``KL(P || Q)`` (Migacz, 8-bit inference with TensorRT, GTC 2017).
     Tensors without negative values have 256 levels, others 128; zeros, which have an exact code, are left out, so that
-    the spike behind a ReLU does not decide. Of equal candidates the widest is taken.
+    the spike behind a ReLU does not decide. Of equal candidates the widest is taken, and none that clips more than a
+    tenth of the values: where nearly all mass is in the last bin, P and Q agree on a worthless threshold.
     """
     if histogram.exponent is None:
         return 0.0, 0.0
@@ -33,6 +36,8 @@ def best_bin_count(counts: Floats, levels: int) -> int:
     if len(counts) <= levels:
         return len(counts)
     divergence = divergences(counts, levels)
+    clipped = 1.0 - np.cumsum(counts)[levels - 1 :] / counts.sum()
+    divergence[clipped > _MOST_CLIPPED] = np.inf
     return levels + len(divergence) - 1 - int(np.argmin(divergence[::-1]))
 
 

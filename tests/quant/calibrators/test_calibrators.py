@@ -97,6 +97,12 @@ def test_entropy_has_all_codes_for_a_tensor_without_negative_values() -> None:
     assert range_of(h, "entropy")[1] == min(best_bin_count(counts, 256) * h.width, h.maximum)
 
 
+def test_entropy_does_not_clip_a_tensor_that_lies_far_from_zero() -> None:
+    """All its mass beyond a small threshold looks like one bin to both distributions."""
+    x = 5.0 + torch.rand(50_000, generator=torch.Generator().manual_seed(4))
+    assert range_of(Histogram.empty().add(x), "entropy")[1] > 5.8
+
+
 def test_the_zero_spike_does_not_move_a_threshold() -> None:
     x = _tensor("relu")
     spike = torch.cat([x, torch.zeros(1_000_000)])
