@@ -13,50 +13,72 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def layer_masks(weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     """Return masks under which ``sparsity`` of each tensor goes."""
-    return [best([_magnitude(weight)], sparsity)[0] for weight in weights]
+    return [_best([_magnitude(weight)], sparsity)[0] for weight in weights]
 
 
 def global_masks(weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     """Return masks under which ``sparsity`` of all weights together goes, the smallest magnitudes first."""
-    return best([_magnitude(weight) for weight in weights], sparsity)
+    return _best([_magnitude(weight) for weight in weights], sparsity)
 
 
 def lamp_masks(weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-    """Return masks under which ``sparsity`` of all weights together goes, the smallest LAMP scores first."""
-    return best([lamp_scores(weight) for weight in weights], sparsity)
+    """Return masks under which ``sparsity`` of all weights together goes, the smallest LAMP scores first.
 
-
-def lamp_scores(weight: Tensor) -> Tensor:
-    """Return the LAMP score of each weight, float64 in [0, 1] of the weight's shape; a zero scores 0.
-
-    Sorted by magnitude, the sum over the weights that are at least as large is a reverse cumulative sum: O(n log n).
-    It is taken in float64, because float32 loses the order of scores beyond some ten million weights.
+    Within a tensor a score grows with the magnitude, so the threshold of scores is one of magnitudes in each tensor.
     """
-    squares = weight.detach().double().square().flatten()
-    ascending = squares.sort().values
-    tails = ascending.flip(0).cumsum(0).flip(0)
-    sums = tails[torch.searchsorted(ascending, squares)]  # equal weights share the tail of the first of them
-    return torch.where(squares > 0, squares / sums, 0.0).reshape(weight.shape)
+    found = [lamp_scores(weight) for weight in weights]
+    threshold = _threshold([scores for _, scores in found], sparsity)
+    masks = []
+    for weight, (ascending, scores) in zip(weights, found, strict=True):
+        magnitude = _magnitude(weight)
+        first = 0 if threshold is None else int(torch.searchsorted(scores, threshold))
+        least = float(ascending[first]) if first < len(ascending) else float("inf")
+        masks.append(_with_largest(magnitude >= least, magnitude))
+    return masks
 
 
-def best(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+def lamp_scores(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the magnitudes of the weights, ascending, and the LAMP score of each in float64; a zero scores 0.
+
+    The sum over the weights that are at least as large is a reverse cumulative sum: O(n log n). It is taken in float64,
+    because float32 loses the order of scores beyond some ten million weights.
+    """
+    ascending = np.sort(_magnitude(weight).cpu().flatten().numpy())
+    squares = np.square(ascending, dtype=np.float64)
+    tails = np.cumsum(squares[::-1])[::-1]
+    new = np.concatenate([[True], ascending[1:] != ascending[:-1]])
+    first = np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))  # equal weights share the tail of the first
+    scores = np.divide(squares, tails[first], out=np.zeros_like(squares), where=squares > 0)
+    return torch.from_numpy(ascending), torch.from_numpy(scores)
+
+
+def _best(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     """Return masks of the ``1 - sparsity`` best scores of all tensors together, ties and each tensor's best kept."""
+    threshold = _threshold(scores, sparsity)
+    if threshold is None:
+        return [torch.ones_like(score, dtype=torch.bool) for score in scores]
+    return [_with_largest(score >= threshold, score) for score in scores]
+
+
+def _threshold(scores: Sequence[Tensor], sparsity: float) -> Tensor | None:
+    """The smallest score that stays, None where all stay."""
     total = sum(score.numel() for score in scores)
     removed = min(round(sparsity * total), total - 1)
     if removed <= 0:
-        return [torch.ones_like(score, dtype=torch.bool) for score in scores]
-    threshold = torch.cat([score.flatten() for score in scores]).kthvalue(removed + 1).values
-    masks = [score >= threshold for score in scores]
-    for mask, score in zip(masks, scores, strict=True):
-        if score.numel():
-            mask.view(-1)[score.argmax()] = True
-    return masks
+        return None
+    return torch.cat([score.flatten() for score in scores]).kthvalue(removed + 1).values
+
+
+def _with_largest(mask: Tensor, score: Tensor) -> Tensor:
+    mask.view(-1)[score.argmax()] = True
+    return mask
 
 
 def pattern_mask(rows: Tensor, n: int, m: int) -> Tensor:

@@ -27,20 +27,23 @@ def naive_lamp(weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(4, 3, 3, 3), (7, 11), (1, 1)])
 def test_lamp_is_its_quadratic_form(shape: tuple[int, ...]) -> None:
     (weight,) = weights(shape)
-    torch.testing.assert_close(lamp_scores(weight), naive_lamp(weight), rtol=1e-12, atol=0.0)
+    ascending, scores = lamp_scores(weight)
+    assert torch.equal(ascending, weight.abs().flatten().sort().values)
+    torch.testing.assert_close(scores, naive_lamp(ascending), rtol=1e-12, atol=0.0)
 
 
 def test_lamp_of_ties_and_zeros() -> None:
-    weight = torch.tensor([0.0, -2.0, 2.0, 1.0, 0.0, 2.0])
-    assert lamp_scores(weight).tolist() == naive_lamp(weight).tolist()
-    assert lamp_scores(weight).tolist() == [0.0, 4 / 12, 4 / 12, 1 / 13, 0.0, 4 / 12]
-    assert lamp_scores(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+    ascending, scores = lamp_scores(torch.tensor([0.0, -2.0, 2.0, 1.0, 0.0, 2.0]))
+    assert ascending.tolist() == [0.0, 0.0, 1.0, 2.0, 2.0, 2.0]
+    assert scores.tolist() == naive_lamp(ascending).tolist() == [0.0, 0.0, 1 / 13, 4 / 12, 4 / 12, 4 / 12]
+    assert lamp_scores(torch.zeros(3))[1].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_lamp_keeps_the_order_of_a_million_scores() -> None:
     weight = torch.rand(1_000_000, generator=torch.Generator().manual_seed(0)) + 0.5
-    order = weight.argsort()
-    assert bool((lamp_scores(weight)[order].diff() >= 0).all())
+    _, scores = lamp_scores(weight)
+    assert bool((scores.diff() >= 0).all())
+    assert float(scores[-1]) == 1.0
 
 
 def test_global_is_a_threshold_over_all() -> None:
