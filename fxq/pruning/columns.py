@@ -58,9 +58,14 @@ class Columns:
         """Columns of one part."""
         return self.channels * self.kernel
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weight."""
+        return self._weight.dtype
+
     def matrix(self) -> Tensor:
-        """The weight as float64 of shape (parts, outputs / parts, width)."""
-        weight = self._weight.detach().double()
+        """The weight as float64 on the CPU, of shape (parts, outputs / parts, width)."""
+        weight = self._weight.detach().cpu().double()
         if self._transposed:
             grid = weight.reshape(self.parts, self.channels, self.outputs // self.parts, self.kernel)
             return grid.transpose(1, 2).reshape(self.parts, -1, self.width)

@@ -173,8 +173,8 @@ def lasso_scores(moments: UnitMoments) -> Tensor:
 
     On a path of 60 penalties from the one that removes all down to 1e-4 of it. Between two of them, units are told
     apart by how near they were to entering at the higher one; those that never enter come last, the same way. A unit
-    that leaves the path again keeps the score of its first entry, so the highest k need not be one LASSO solution, as those
-    of :func:`lasso_choice` are.
+    that leaves the path again keeps the score of its first entry, so the highest k need not be one LASSO solution, as
+    those of :func:`lasso_choice` are.
 
     Returns:
         float64 of shape (size,), in [0, 1].

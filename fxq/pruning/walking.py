@@ -27,6 +27,7 @@ class Walk(Recorder):
         super().__init__(gm)
         self.args_iter = iter(bind_placeholders(gm, inputs.args, inputs.kwargs))
         self._order = list(gm.graph.nodes)
+        self._place = {node: i for i, node in enumerate(self._order)}
         self._next = 0
 
     def stop_before(self, node: fx.Node) -> Any:
@@ -44,6 +45,10 @@ class Walk(Recorder):
             del self.env[unused]
         self._next += 1
         return value
+
+    def is_past(self, node: fx.Node) -> bool:
+        """Whether ``node`` has run."""
+        return self._place[node] < self._next
 
     def finish(self) -> Any:
         """Run what is left and return the graph's output."""

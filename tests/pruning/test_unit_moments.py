@@ -84,12 +84,11 @@ def test_all_filters_and_positions_are_summed_exactly(consumer: Member) -> None:
 def test_random_filters_estimate_the_same_sums() -> None:
     gm, x = network(), images()
     exact = collect_unit_moments(gm, [group(GROUPED)], [x], points=None)["first"]
-    sampled = collect_unit_moments(gm, [group(GROUPED)], [x], points=None, filters=60)["first"]
-    assert sampled.count == 60 * 6 * 16
-    assert float((sampled.gram / sampled.count - exact.gram / exact.count).norm()) < 0.05 * float(
-        exact.gram.norm() / exact.count
-    )
-    torch.testing.assert_close(sampled.cross / sampled.count, exact.cross / exact.count, rtol=0.1, atol=0.005)
+    sampled = collect_unit_moments(gm, [group(GROUPED)], [x], points=None, filters=200)["first"]
+    assert sampled.count == 200 * 6 * 16
+    for found, expected in ((sampled.gram, exact.gram), (sampled.cross, exact.cross)):
+        found, expected = found / sampled.count, expected / exact.count
+        assert float((found - expected).norm()) < 0.03 * float(expected.norm())
     one = collect_unit_moments(gm, [group(GROUPED)], [x], points=2, filters=1)["first"]
     assert one.count == 12
 
