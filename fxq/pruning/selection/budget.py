@@ -25,22 +25,20 @@ class Found:
     cost: float
 
 
-def bisect(family: Family, cost: Cost, budget: float, *, name: str, tolerance: float = TOLERANCE) -> Found:
+def bisect(family: Family, cost: Cost, budget: float) -> Found:
     """Return the selection of ``family`` that keeps most and does not cost more than ``budget``.
+
+    Where even the selection that keeps least costs more, it is that one: the floor.
 
     Args:
         cost: falls along the family's parameters.
         budget: fraction of the dense model's cost.
-        name: what the budget is of: ``"macs"``; for the error.
-
-    Raises:
-        InputError: even the selection that keeps least costs more than the budget and ``tolerance``; the floor is
-            named.
     """
     parameters = family.parameters()
-    least = Found(family.at(float(parameters[-1])), cost(family.at(float(parameters[-1]))))
-    if least.cost > budget + tolerance:
-        raise unreachable(name, budget, least.cost)
+    counts = family.at(float(parameters[-1]))
+    least = Found(counts, cost(counts))
+    if least.cost > budget:
+        return least
     best, low, high = least, -1, len(parameters) - 1  # low keeps too much or is unknown, high is within the budget
     while high - low > 1:
         middle = (low + high) // 2
@@ -78,7 +76,7 @@ def refine(family: Family, found: Found, cost: Cost, budget: float) -> Found:
 def overshoot(family: Family, found: Found, cost: Cost, budget: float) -> Found:
     """Return the selection one step of one group above ``found`` that lies nearest to ``budget``, or ``found``.
 
-    For steps so large that everything within the budget lies far below it.
+    For steps so large that everything within the budget lies far below it. No further above it than ``TOLERANCE``.
     """
     best = found
     for ladder in family.free():
@@ -87,19 +85,30 @@ def overshoot(family: Family, found: Found, cost: Cost, budget: float) -> Found:
             continue
         attempt = {**found.counts, ladder.name: more}
         price = cost(attempt)
-        if abs(price - budget) < abs(best.cost - budget):
+        if price <= budget + TOLERANCE and abs(price - budget) < abs(best.cost - budget):
             best = Found(attempt, price)
     return best
 
 
-def fit(family: Family, cost: Cost, budget: float, *, name: str) -> Found:
-    """Return a selection whose cost lies within ``TOLERANCE`` of ``budget`` where the steps are fine enough.
+def fit(family: Family, cost: Cost, budget: float) -> Found:
+    """Return a selection whose cost lies within ``TOLERANCE`` of ``budget``.
 
-    Raises:
-        InputError: the budget lies below the floor.
+    Where the steps are too large for that, the cost lies below the budget; where the budget lies below the floor, it is
+    the floor.
     """
-    found = refine(family, bisect(family, cost, budget, name=name), cost, budget)
+    found = refine(family, bisect(family, cost, budget), cost, budget)
     return found if found.cost >= budget - TOLERANCE else overshoot(family, found, cost, budget)
+
+
+def check_reached(name: str, budget: float, cost: float) -> None:
+    """Raise InputError, which names the floor, where ``cost``, the least that is possible, is beyond a budget."""
+    if cost <= budget + TOLERANCE:
+        return
+    raise InputError(
+        f"{name}={budget:g} cannot be met",
+        why=f"with every group at its smallest, {cost:.3f} of the dense cost remains",
+        fix=f"ask for {name}={_above(cost):g} or more, protect fewer layers, widen bounds, or lower round_to",
+    )
 
 
 def check_budget(value: object, name: str) -> float:
@@ -112,15 +121,6 @@ def check_budget(value: object, name: str) -> float:
         raise InputError(f"{name} is {value!r}", why="it is the fraction of the dense model's cost that remains",
                          fix="give a number that is more than 0 and at most 1")  # fmt: skip
     return float(value)
-
-
-def unreachable(name: str, budget: float, floor: float) -> InputError:
-    """The error for a budget below what the prunable part allows."""
-    return InputError(
-        f"{name}={budget:g} cannot be met",
-        why=f"with every group at its smallest, {floor:.3f} of the dense cost remains",
-        fix=f"ask for {name}={_above(floor):g} or more, protect fewer layers, widen bounds, or lower round_to",
-    )  # fmt: skip
 
 
 def _above(floor: float) -> float:

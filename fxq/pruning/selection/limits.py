@@ -97,6 +97,11 @@ def choices(
     return Choices(ladders, {name: v[-1][1] for name, v in own.items() if name in ladders}, kept_whole)
 
 
+def check_limits(groups: Sequence[Group], limits: Limits) -> None:
+    """Raise the InputError of :func:`choices` that limits would give whatever the scores are."""
+    choices(groups, {g.name: np.zeros(g.size) for g in groups}, limits)
+
+
 def _bounds(
     bounds: Mapping[str, tuple[float, float]], groups: Sequence[Group], kept_whole: Mapping[str, str]
 ) -> dict[str, tuple[float, float, str]]:
@@ -145,8 +150,3 @@ def _limited(ladder: Ladder, bounds: tuple[float, float, str] | None, multiple: 
 def _listed(ladder: Ladder) -> str:
     counts = [str(c) for c in ladder.allowed]
     return ", ".join(counts) if len(counts) <= 6 else f"{', '.join(counts[:3])}, ... {counts[-1]}"
-
-
-def as_scores(values: object) -> Scores:
-    """Return ``values`` as a float64 array."""
-    return np.asarray(values, dtype=np.float64)
