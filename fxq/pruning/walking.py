@@ -75,6 +75,8 @@ class Stream(nn.Module):
         try:
             return self._see(ModelInputs(args, kwargs))
         except GraphError as error:
+            if isinstance(error.__cause__, CalibrationError):
+                raise error.__cause__ from None
             raise CalibrationError(
                 f"the model fails on a batch: {error.what}", where=error.where, why=error.why,
                 fix="give batches that the model itself takes; fxq.inputs(loader, fn) picks the arguments",
