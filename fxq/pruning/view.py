@@ -238,7 +238,7 @@ class GroupView:
     def _missing(self, member: Member, what: str, source: str) -> InputError:
         return InputError(
             f"there are no {what} for `{member.name}`", where=f"group {self.name!r}",
-            fix=f"give data to prune with (fxq.pruning: {source}), or a criterion that looks at weights, such as 'l1'",
+            fix=f"give data (`{source}`; your own criterion asks for it with `needs`), or take one on weights: 'l1'",
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxq.errors import InputError, nearest
+from fxq.ir.ops import WEIGHTED
 from fxq.pruning.criteria.base import DATA, LayerCriterion, MemberScores
 from fxq.pruning.view import GroupView
 from fxq.structure.group import Member
@@ -18,16 +19,16 @@ from fxq.structure.group import Member
 class MeanActivation(LayerCriterion):
     """Mean absolute activation behind the layer: ``s_j = mean |a_j|`` over data and positions.
 
-    The mean activation criterion of Molchanov et al., ICLR 2017, arXiv:1611.06440 (section 2.2), with absolute values,
-    so that it also holds for activations below zero. A unit of several channels has their mean.
+    The mean activation criterion of Molchanov et al., ICLR 2017, arXiv:1611.06440, with absolute values, so that it
+    also holds for activations below zero. A unit of several channels has their mean.
     """
 
     name: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[str]] = frozenset({DATA})
 
     def scored(self, view: GroupView) -> tuple[Member, ...]:
-        """The layers that compute the group's channels."""
-        return view.producers
+        """The convolutions and linear layers that compute the group's channels."""
+        return _observable(view)
 
     def unit_scores(self, view: GroupView, member: Member) -> Tensor:
         """Return each unit's mean absolute activation, shape (size,)."""
@@ -56,8 +57,8 @@ class APoZ(LayerCriterion):
             raise InputError(f"fallback is {self.fallback!r}", fix=nearest(str(self.fallback), ["activation"]))
 
     def scored(self, view: GroupView) -> tuple[Member, ...]:
-        """The layers that compute the group's channels."""
-        return view.producers
+        """The convolutions and linear layers that compute the group's channels."""
+        return _observable(view)
 
     def per_member(self, view: GroupView) -> MemberScores:
         """Score every layer by itself.
@@ -81,6 +82,11 @@ class APoZ(LayerCriterion):
         """Return each unit's share of values that are not zero, shape (size,)."""
         found = view.statistics(member)
         return _mean_of_positions(view, member, 1 - found.zeros.double() / found.count)
+
+
+def _observable(view: GroupView) -> tuple[Member, ...]:
+    """The producers that have statistics; where there are none, all, of which the view says what is missing."""
+    return tuple(m for m in view.producers if m.kind in WEIGHTED) or view.producers
 
 
 def _mean_of_positions(view: GroupView, member: Member, values: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class _Norm(LayerCriterion):
 class L1(_Norm):
     """Sum of absolute weights: ``s_j = sum_{c,y,x} |W[j, c, y, x]|``.
 
-    Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv:1608.08710; the
-    greedy form is its section 3.2.
+    Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv:1608.08710,
+    where the greedy form comes from, too.
     """
 
     name: ClassVar[str] = "l1"

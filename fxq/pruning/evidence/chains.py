@@ -8,6 +8,7 @@ from torch import fx
 
 from fxq.ir.identify import Identifier, OpCall
 from fxq.ir.ops import DROPOUTS, FUSABLE_ACTIVATIONS, WEIGHTED
+from fxq.ir.shapes import tensor_spec
 
 NORMS: Final = frozenset({"batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm"})
 ACTIVATIONS: Final = frozenset({*FUSABLE_ACTIVATIONS, "elu", "mish", "softplus", "prelu", "clamp"})
@@ -43,8 +44,8 @@ class Chains:
     def outputs(self, path: str) -> tuple[fx.Node, ...]:
         """For each call of the layer, the node whose value shows its channels at work.
 
-        That is the activation behind it, through norms, dropout and additions that nothing else reads before; where no
-        activation follows, the norm behind the layer, else the layer itself.
+        That is the activation behind it, through norms, dropout and additions that nothing else reads before and that
+        keep the shape; where no activation follows, the norm behind the layer, else the layer itself.
         """
         return tuple(self._output_of(node) for node in self._calls.get(path, ()))
 
@@ -59,8 +60,9 @@ class Chains:
     def _output_of(self, node: fx.Node) -> fx.Node:
         reader = self._reader(node)
         own = reader.node if reader is not None and _is_norm(reader) else node
-        while reader is not None and reader.kind in _PASSED:
-            reader = self._reader(reader.node)
+        last = node
+        while reader is not None and reader.kind in _PASSED and tensor_spec(reader.node) == tensor_spec(last):
+            last, reader = reader.node, self._reader(reader.node)
         return reader.node if reader is not None and reader.kind in ACTIVATIONS else own
 
     def _reader(self, node: fx.Node) -> OpCall | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxq.analysis.running import evaluation
 from fxq.errors import CalibrationError, InputError
+from fxq.progress import track
 from fxq.structure.group import Member, rows
 from fxq.tracing import ModelInputs, clone_inputs
 
@@ -60,7 +62,9 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     return F.cross_entropy(scores, batch[1])
 
 
-def collect_gradients(model: nn.Module, batches: Iterable[Any], loss: Loss | None = None) -> Gradients:
+def collect_gradients(
+    model: nn.Module, batches: Iterable[Any], loss: Loss | None = None, *, progress: bool | None = None
+) -> Gradients:
     """Differentiate the loss of each batch with respect to every parameter of ``model``.
 
     The model runs in evaluation mode, as it will when it is pruned. Its ``.grad`` fields, modes, buffers and
@@ -70,6 +74,7 @@ def collect_gradients(model: nn.Module, batches: Iterable[Any], loss: Loss | Non
     Args:
         batches: anything that can be iterated over, such as a DataLoader.
         loss: ``loss(model, batch) -> scalar tensor``; cross-entropy on pairs (inputs, labels) by default.
+        progress: True shows a bar, False does not, None shows it where standard error is a terminal.
 
     Raises:
         InputError: the loss is no scalar, does not depend on the parameters, or is not finite; the batch is named.
@@ -82,7 +87,7 @@ def collect_gradients(model: nn.Module, batches: Iterable[Any], loss: Loss | Non
     sums = {id(p): _Sums(p, _groups_of(model, name)) for name, p in parameters.items() if p.is_floating_point()}
     count = 0
     with evaluation(cast(fx.GraphModule, model)), _same_buffers(model), _differentiable(distinct):
-        for batch in batches:
+        for batch in track(batches, "gradients", total=length_hint(batches) or None, progress=progress):
             value = _evaluate(loss or cross_entropy, model, batch, count)
             found = torch.autograd.grad(value, distinct, allow_unused=True)
             for parameter, gradient in zip(distinct, found, strict=True):

@@ -12,6 +12,7 @@ from fxq.errors import InputError
 from fxq.pruning.criteria import (
     COUPLINGS,
     L1,
+    BatchNormScale,
     Random,
     combine,
     normalise,
@@ -45,6 +46,15 @@ def test_a_group_of_one_layer_is_pruned_under_every_coupling() -> None:
     scores = score_group(L1(), GroupView(PLAIN[0], traced(Plain())), "none")
     assert not scores.whole
     assert torch.equal(scores.values, scores.members.values[0])
+
+
+def test_one_layer_behind_which_several_norms_scale_is_one_layer() -> None:
+    model = traced(Residual())
+    one = group("b", 4, member("b", "conv2d", "out", 4), *norm("bn_b", 4), *norm("bn_shortcut", 4))
+    scores = score_group(BatchNormScale(), GroupView(one, model), "none")
+    assert not scores.whole
+    assert torch.equal(scores.values, scores.members.values.mean(0))
+    assert len(scores.members.values) == 2
 
 
 def test_units_of_some_layers_only() -> None:

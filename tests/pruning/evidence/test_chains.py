@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxq.ir.shapes import run_recorded
 from fxq.pruning.evidence import Chains
 from tests.pruning.groups import Plain, Residual, traced
 
@@ -44,14 +45,32 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn(self.conv(x))
-        z = torch.sigmoid(self.twice(y)) + self.twice(F.dropout(y, training=False))
-        return z * y
+        z = torch.sigmoid(self.twice(F.relu(y)))
+        return z + self.twice(F.dropout(y, training=False))
 
 
 def test_what_has_several_readers_is_the_end() -> None:
     chains = Chains(fx.symbolic_trace(Branching()))
     assert outputs(chains, "conv") == ["bn"]
     assert chains.norm_behind("conv") == "bn"
+
+
+class Widening(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.table = nn.Parameter(torch.ones(4, 1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.fc(x) + self.table)
+
+
+def test_an_addition_that_changes_the_shape_is_the_end() -> None:
+    gm = fx.symbolic_trace(Widening())
+    run_recorded(gm, (torch.ones(2, 3),))
+    assert outputs(Chains(gm), "fc") == ["fc"]
+    run_recorded(gm, (torch.ones(4, 2, 3),))
+    assert outputs(Chains(gm), "fc") == ["relu"]
 
 
 def test_a_layer_that_is_called_twice_has_two_outputs() -> None:
