@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -11,9 +12,10 @@ from fxq.api import check_model
 from fxq.errors import InputError, nearest
 from fxq.manager import Report
 from fxq.manager.report import attach_report, report_of
-from fxq.pruning.choosing import Choice, Chooser
-from fxq.pruning.criteria import COUPLINGS, NORMALISATIONS, Criterion, check_needs, resolve_criterion
+from fxq.pruning.choosing import Choice, Chooser, find_criterion
+from fxq.pruning.criteria import COUPLINGS, NORMALISATIONS, Criterion, check_needs
 from fxq.pruning.latency import Stopwatch
+from fxq.pruning.mending import Mending
 from fxq.pruning.plan import Plan, make_plan
 from fxq.pruning.preparation import bind_inputs, prepare
 from fxq.pruning.report import PruneReport, group_records
@@ -49,6 +51,8 @@ def prune(
     target: str = "auto",
     data: Any = None,
     loss: Loss | None = None,
+    reconstruct: bool = False,
+    reestimate: bool = False,
     steps: int = 1,
     finetune: Callable[[fx.GraphModule], object] | None = None,
     check: bool = True,
@@ -85,9 +89,12 @@ def prune(
         round_to: numbers of channels that stay are multiples of it: a number, a dict of globs and numbers, or
             ``"auto"``: what the kernels of ``target`` work on at once, less in small groups; 1 with ``plan``.
         target: ``"onednn"``, ``"reference"``, or ``"auto"``, the best that this machine runs; for ``round_to="auto"``.
-        data: batches for criteria that look at activations or gradients.
+        data: batches for criteria that look at activations or gradients, and for mending. What gives its batches once
+            only, such as a generator, is read into memory.
         loss: ``loss(model, batch)`` for criteria that need gradients; by default cross-entropy on pairs
             (inputs, labels).
+        reconstruct: fit each layer by least squares to what it gave before, on ``data``.
+        reestimate: measure the statistics of batch norms anew, on ``data``.
         steps: how many times to prune, each time an equal part of what is to go.
         finetune: called with the pruned module between steps, and trains it in place.
         check: verify the passes, and compare with the masked dense model in float64.
@@ -103,28 +110,26 @@ def prune(
         CalibrationError: ``data`` is empty or does not fit.
         VerifyError: the pruned model does not equal the masked one.
     """
-    goal = (
-        None
-        if plan is not None and _alone(plan, ratio, macs, params, latency)
-        else make_goal(ratio, macs, params, latency)
-    )
+    goal = make_goal(ratio, macs, params, latency) if plan is None else None
+    if plan is not None:
+        _check_plan(plan, ratio, macs, params, latency)
     limits = Limits(protect, bounds or {}, ratios or {}, round_to, resolve_target(target))
-    chooser = Chooser(resolve_criterion(criterion), coupling, scope, normalise, limits)
+    chooser = Chooser(find_criterion(criterion), coupling, scope, normalise, limits)
     _check_names(chooser)
-    check_needs(chooser.criterion, data=data is not None, gradients=data is not None)
+    if goal is not None:
+        check_needs(chooser.criterion, data=data is not None, gradients=data is not None)
+    data = list(data) if isinstance(data, Iterator) else data
+    mend = Mending(data, reconstruct, reestimate, progress)
+    mend.check()
     parts = shares(steps)
     inputs = bind_inputs(model, example_inputs)
     if plan is not None:
         plan.check(model)
-    report = Report()
-    run = _start(model, inputs, report, goal, check)
-    if plan is not None or goal is None:
+    run = _start(model, inputs, goal, check, mend)
+    if goal is None:
         assert plan is not None
-        structure = run.dense.structure
-        gm = run.remove(structure, plan.masks(structure.groups))
-        return _finish(model, gm, run, "a plan", None, None)
-    gm, choice = _run_steps(run, chooser, goal, Evidence(data, loss), parts, finetune)
-    return _finish(model, gm, run, str(goal), choice, chooser)
+        return _replay(model, run, plan)
+    return _run_steps(model, run, chooser, goal, Evidence(data, loss, progress), parts, finetune)
 
 
 def plan_of(pruned: fx.GraphModule) -> Plan:
@@ -148,12 +153,11 @@ def prune_report(pruned: fx.GraphModule) -> PruneReport:
     raise InputError("this module was not pruned", fix="pass what fxq.prune returned")
 
 
-def _alone(plan: object, *goals: object) -> bool:
+def _check_plan(plan: object, *goals: object) -> None:
     if not isinstance(plan, Plan):
         raise InputError(f"the plan is a {type(plan).__name__}", fix="give plan_of(pruned) or Plan.from_json(text)")
     if any(goal is not None for goal in goals):
         raise InputError("a plan and a ratio or budget are given", why="a plan has chosen already", fix="give one")
-    return True
 
 
 def _check_names(chooser: Chooser) -> None:
@@ -167,50 +171,60 @@ def _check_names(chooser: Chooser) -> None:
             raise InputError(f"{option}={value!r} is not known", fix=nearest(str(value), known))
 
 
-def _start(model: nn.Module, inputs: ModelInputs, report: Report, goal: Goal | None, check: bool) -> Run:
+def _start(model: nn.Module, inputs: ModelInputs, goal: Goal | None, check: bool, mend: Mending) -> Run:
+    report = Report()
     gm = prepare(model, inputs, report, check)
     structure = analyse(gm, inputs)
     timed = goal is not None and goal.kind == "latency"
     dense = Dense(structure, structure.costs(), Stopwatch(gm, inputs) if timed else None)
-    return Run(inputs, dense, report, check)
+    return Run(inputs, dense, report, check, mend)
+
+
+def _replay(model: nn.Module, run: Run, plan: Plan) -> fx.GraphModule:
+    structure = run.dense.structure
+    gm = run.remove(structure, plan.masks(structure.groups))
+    return _with_report(model, gm, run, "a plan", ("", "", "", ""), None)
 
 
 def _run_steps(
+    model: nn.Module,
     run: Run,
     chooser: Chooser,
     goal: Goal,
     evidence: Evidence,
     parts: list[float],
     finetune: Callable[[fx.GraphModule], object] | None,
-) -> tuple[fx.GraphModule, Choice]:
+) -> fx.GraphModule:
     structure, limits = run.dense.structure, chooser.limits
     check_limits(structure.groups, limits)  # before the criterion looks at the data
     for share in parts:
-        now = Chooser(chooser.criterion, chooser.coupling, chooser.scope, chooser.normalise, limits_at(limits, share))
-        gm, choice = run.step(structure, now, goal.at(share), evidence)
+        gm, choice = run.step(structure, replace(chooser, limits=limits_at(limits, share)), goal.at(share), evidence)
         if share < 1:
             if finetune is not None:
                 finetune(gm)
                 check_model(gm.eval())
             structure = analyse(gm, run.inputs)
-    return gm, choice
+    how = (chooser.criterion.name, chooser.coupling, chooser.scope, chooser.normalisation)
+    return _with_report(model, gm, run, str(goal), how, choice)
 
 
-def _finish(
-    model: nn.Module, gm: fx.GraphModule, run: Run, goal: str, choice: Choice | None, chooser: Chooser | None
+def _with_report(
+    model: nn.Module,
+    gm: fx.GraphModule,
+    run: Run,
+    goal: str,
+    how: tuple[str, str, str, str],
+    choice: Choice | None,
 ) -> fx.GraphModule:
-    """Attach the report."""
+    """Attach the report of ``run`` to its result."""
     plan = make_plan(model, run.masks)
-    stopwatch = run.dense.stopwatch
+    stopwatch, structure = run.dense.stopwatch, run.dense.structure
     if stopwatch is not None:
         stopwatch(gm)
-    structure = run.dense.structure
-    how = ("", "", "", "") if chooser is None else (
-        chooser.criterion.name, chooser.coupling, chooser.scope, chooser.normalisation,
-    )  # fmt: skip
     section = PruneReport(
-        goal, *how, group_records(structure.groups, plan, choice), run.dense.costs, analyse(gm, run.inputs).costs(),
+        goal, *how, group_records(structure.groups, plan, choice), run.dense.costs, run.costs,
         None if stopwatch is None else stopwatch.seconds, tuple(run.checks), structure.opaque, plan, tuple(run.notes),
+        run.mend.done(gm),
     )  # fmt: skip
     run.report.options = {"prune": goal}
     run.report.sections.append(section)

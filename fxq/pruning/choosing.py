@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fxq.pruning.criteria import Criterion, GroupScores, normalise, score_group
+from fxq.errors import InputError, nearest
+from fxq.pruning.criteria import CRITERIA, Criterion, GroupScores, normalise, resolve_criterion, score_group
+from fxq.pruning.lasso import Lasso
 from fxq.pruning.schedule import Goal
 from fxq.pruning.selection.budget import TOLERANCE, bisect, check_reached, fit
 from fxq.pruning.selection.family import Counts, Family, Threshold, Uniform, masks
@@ -15,11 +17,14 @@ from fxq.pruning.selection.globs import protected
 from fxq.pruning.selection.ladder import Scores, build_ladder
 from fxq.pruning.selection.limits import Choices, Limits
 from fxq.pruning.selection.limits import choices as find_choices
+from fxq.pruning.thinet import ThiNet
 from fxq.pruning.view import GroupView
 from fxq.structure import Group, Mask, Structure
 
 #: Measures the cost of a selection, as a fraction of the dense model's.
 Measure = Callable[[Mapping[str, Mask]], float]
+#: Criteria that sample data by themselves.
+_SAMPLED: Mapping[str, Criterion] = {c.name: c for c in (ThiNet(), Lasso())}
 _Selected = tuple[Choices, Counts, float | None]
 #: Criteria whose scores mean the same in every layer.
 _COMPARABLE = ("bn_scale", "taylor", "taylor_gate")
@@ -69,6 +74,20 @@ class Choice:
     choices: Choices
     cost: float | None = None
     note: str = ""
+
+
+def find_criterion(criterion: str | Criterion | Callable[[GroupView], Tensor]) -> Criterion:
+    """Return the criterion that a name, a criterion or a user's function of a group stands for.
+
+    Raises:
+        InputError: no criterion has this name, or the object is none.
+    """
+    if not isinstance(criterion, str):
+        return resolve_criterion(criterion)
+    known = {**CRITERIA, **_SAMPLED}
+    if criterion not in known:
+        raise InputError(f"no criterion is called {criterion!r}", fix=nearest(criterion, known))
+    return known[criterion]
 
 
 def choose(

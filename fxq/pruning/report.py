@@ -17,6 +17,7 @@ from fxq.pruning.choosing import Choice
 from fxq.pruning.criteria import COUPLINGS, GroupScores
 from fxq.pruning.masking import Equivalence
 from fxq.pruning.plan import Plan
+from fxq.pruning.reconstruction import Reconstruction
 from fxq.pruning.selection.ladder import build_ladder
 from fxq.structure import Costs, Group, Opaque
 
@@ -61,6 +62,7 @@ class PruneReport:
         opaque: the operations that no rule describes; the channels that they meet stay.
         plan: the choice, to replay on other weights of the same model.
         notes: what else a reader should know.
+        reconstruction: how well each layer was fitted in the last step; None where none was.
     """
 
     name: ClassVar[str] = "pruning"
@@ -78,6 +80,7 @@ class PruneReport:
     opaque: tuple[Opaque, ...]
     plan: Plan
     notes: tuple[str, ...] = ()
+    reconstruction: Reconstruction | None = None
 
     def __getitem__(self, name: str) -> GroupRecord:
         """Return the record of the group ``name``; KeyError where there is none."""
@@ -96,7 +99,8 @@ class PruneReport:
     def __rich__(self) -> RenderableType:
         lines = [Text(line) for line in (self._how(), *self._costs(), self._check(), *self.notes)]
         opaque = [Text(f"opaque, its channels stay: {o.path or o.node} ({o.kind})") for o in self.opaque]
-        return Lines(*lines, *opaque, self.group_table())
+        fits = [] if self.reconstruction is None else [self.reconstruction.table()]
+        return Lines(*lines, *opaque, self.group_table(), *fits)
 
     def group_table(self) -> Table:
         """Return the table of groups: those that may be pruned, then those that stay."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich import box
@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from fxq.errors import InputError
 from fxq.manager import Report
 from fxq.progress import track
-from fxq.pruning.choosing import Chooser, choose
-from fxq.pruning.criteria import Criterion, check_needs, resolve_criterion
+from fxq.pruning.choosing import Chooser, choose, find_criterion
+from fxq.pruning.criteria import Criterion, check_needs
 from fxq.pruning.preparation import bind_inputs, prepare
 from fxq.pruning.schedule import Goal
 from fxq.pruning.selection import Limits, check_ratio
@@ -129,11 +129,11 @@ def sensitivity(
         InputError: as for :func:`prune`; a ratio is out of range; ``evaluate`` does not return a number.
     """
     tried = _rising(ratios)
-    chooser = Chooser(resolve_criterion(criterion), coupling, "layer", "none", Limits(protect))
+    chooser = Chooser(find_criterion(criterion), coupling, "layer", "none", Limits(protect))
     check_needs(chooser.criterion, data=data is not None, gradients=data is not None)
     inputs = bind_inputs(model, example_inputs)
     structure = analyse(prepare(model, inputs, Report(), verify=False), inputs)
-    masks = _masks(structure, chooser, tried, Evidence(data, loss), inputs)
+    masks = _masks(structure, chooser, tried, Evidence(data, loss, progress), inputs)
     dense = _measured(evaluate, structure.gm)
     rows = []
     for name in track(list(masks), "sensitivity", progress=progress):
@@ -155,7 +155,8 @@ def _masks(
     structure: Structure, chooser: Chooser, ratios: tuple[float, ...], evidence: Evidence, inputs: ModelInputs
 ) -> Mapping[str, list[Mask]]:
     """For each group the units that stay at each ratio."""
-    views = evidence.views(structure, chooser.criterion.needs, inputs)
+    chooser = replace(chooser, criterion=evidence.fitted(chooser.criterion, structure))
+    views = evidence.views(structure, chooser.criterion, inputs)
     sizes = {g.name: g.size for g in structure.groups}
     found = [choose(chooser, Goal("ratio", ratio), structure, views, sizes, None).keep for ratio in ratios]
     return {name: [keep[name] for keep in found] for name in found[0]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,13 @@ from fxq.manager import PassContext, Report
 from fxq.manager.running import run_on_copy
 from fxq.passes.prune_channels import PruneChannels
 from fxq.pruning.choosing import Choice, Chooser, Measure, choose
+from fxq.pruning.criteria import Criterion
 from fxq.pruning.evidence.activations import collect_activations, layers_of
 from fxq.pruning.evidence.gradients import collect_gradients
 from fxq.pruning.latency import Stopwatch
 from fxq.pruning.masking import Equivalence, compare_with_masked
+from fxq.pruning.mending import Mending
+from fxq.pruning.sampled import SampledCriterion
 from fxq.pruning.schedule import Goal
 from fxq.pruning.view import GroupView, view_groups
 from fxq.structure import Costs, Mask, Structure
@@ -55,14 +58,24 @@ class Evidence:
     Attributes:
         data: batches, or None.
         loss: ``loss(model, batch)``; None for cross-entropy on pairs (inputs, labels).
+        progress: show progress bars.
     """
 
     data: Any = None
     loss: Loss | None = None
+    progress: bool | None = None
 
-    def views(self, structure: Structure, needs: frozenset[str], inputs: ModelInputs) -> dict[str, GroupView]:
+    def fitted(self, criterion: Criterion, structure: Structure) -> Criterion:
+        """Return the criterion with what it samples itself, on the graph as it is now."""
+        if not isinstance(criterion, SampledCriterion):
+            return criterion
+        groups = [g for g in structure.groups if g.prunable]
+        return criterion.fitted(structure.gm, groups, self.data, progress=self.progress)
+
+    def views(self, structure: Structure, criterion: Criterion, inputs: ModelInputs) -> dict[str, GroupView]:
         """Return views of all groups, with what the criterion needs collected on the graph as it is now."""
         gm, groups = structure.gm, structure.groups
+        needs = frozenset() if isinstance(criterion, SampledCriterion) else criterion.needs
         gradients = collect_gradients(gm, self.data, self.loss) if "gradients" in needs else None
         activations = collect_activations(gm, self.data, layers_of(groups), inputs) if "data" in needs else None
         return view_groups(gm, groups, gradients=gradients, activations=activations)
@@ -77,6 +90,8 @@ class Run:
         dense: the model before any pruning.
         report: where passes leave their records.
         check: compare each step with the masked model.
+        mend: what is done to the graph after that.
+        costs: of the graph as it is now.
         masks, checks, notes: of the steps so far.
     """
 
@@ -84,6 +99,8 @@ class Run:
     dense: Dense
     report: Report
     check: bool
+    mend: Mending
+    costs: Costs = field(init=False)
     masks: list[dict[str, Mask]] = field(default_factory=list)
     checks: list[Equivalence] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -92,23 +109,25 @@ class Run:
         self, structure: Structure, chooser: Chooser, goal: Goal, evidence: Evidence
     ) -> tuple[fx.GraphModule, Choice]:
         """Choose units of ``structure`` and remove the others."""
-        views = evidence.views(structure, chooser.criterion.needs, self.inputs)
+        chooser = replace(chooser, criterion=evidence.fitted(chooser.criterion, structure))
+        views = evidence.views(structure, chooser.criterion, self.inputs)
         choice = choose(chooser, goal, structure, views, self.dense.sizes, self._measure(goal, structure))
         if choice.note:
             self.notes.append(choice.note)
         return self.remove(structure, choice.keep), choice
 
     def remove(self, structure: Structure, keep: Mapping[str, Mask]) -> fx.GraphModule:
-        """Keep those units only, and check the result.
+        """Keep those units only, check the result, and mend it.
 
         Raises:
             VerifyError: the pruned model does not equal the masked one.
         """
         pruned = build(structure, keep, self.inputs, self.report)
         self.masks.append(dict(keep))
+        self.costs = structure.costs(keep)
         if self.check:
             self._check(structure, keep, pruned)
-        return pruned
+        return self.mend(pruned, structure, keep)
 
     def _check(self, structure: Structure, keep: Mapping[str, Mask], pruned: fx.GraphModule) -> None:
         try:

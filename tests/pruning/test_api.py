@@ -146,8 +146,26 @@ def test_greedy_norms_leave_out_what_was_removed_before() -> None:
 
 def test_data_for_criteria() -> None:
     batches = [(images(4), torch.tensor([0, 1, 2, 3]))]
-    for criterion in ("taylor", "activation"):
+    for criterion in ("taylor", "activation", "thinet", "lasso"):
         assert widths(pruned(residual(), ratio=0.5, criterion=criterion, data=batches))["conv1"] == 12
+
+
+def test_mending() -> None:
+    """Reconstruction comes nearer to the dense model; batch norms get the statistics of what they now see."""
+    model, batches = residual(), [images(16), images(12)]
+    plain, mended = (pruned(model, ratio=0.5, data=batches, reconstruct=r) for r in (False, True))
+    with torch.no_grad():
+        errors = [float((gm(batches[0]) - model(batches[0])).norm()) for gm in (plain, mended)]
+    assert errors[1] < 0.8 * errors[0]
+    report = prune_report(mended)
+    assert report.plan == plan_of(plain)
+    assert all(check.holds for check in report.checks)
+    assert report.reconstruction is not None
+    assert "Least-squares reconstruction" in str(fxq.report(mended))
+
+    gm = pruned(model, ratio=0.5, data=(b for b in batches), reestimate=True)
+    stem = gm.get_submodule("stem")(torch.cat(batches))
+    assert torch.allclose(gm.get_buffer("norm.running_mean"), stem.mean((0, 2, 3)), atol=1e-5)
 
 
 def test_steps_end_where_one_step_does() -> None:
@@ -252,6 +270,9 @@ def test_opaque_operations_are_named_and_keep_their_channels() -> None:
         ({"ratio": 0.5, "criterion": "l3"}, "no criterion is called 'l3'"),
         ({"ratio": 0.5, "criterion": "taylor"}, "needs gradients of a loss"),
         ({"ratio": 0.5, "criterion": "apoz"}, "needs data"),
+        ({"ratio": 0.5, "criterion": "thinet"}, "needs data"),
+        ({"ratio": 0.5, "reconstruct": True}, "reconstruct needs data"),
+        ({"ratio": 0.5, "reestimate": True}, "reestimate needs data"),
         ({"ratio": 0.5, "criterion": BatchNormScale()}, r"(?s)needs a batch norm.*group 'last'"),
         ({"ratio": 0.5, "criterion": lambda g: torch.zeros(3)}, r"(?s)does not score a group.*shape \[3\]"),
         ({"ratio": 0.5, "coupling": "some"}, "coupling='some' is not known"),
