@@ -41,10 +41,16 @@ def as_globs(value: str | Iterable[str], option: str) -> tuple[str, ...]:
     Raises:
         InputError: it is something else.
     """
-    globs: tuple[Any, ...] = (value,) if isinstance(value, str) else tuple(value)
+    listed = isinstance(value, Iterable) and not isinstance(value, str)
+    globs: tuple[Any, ...] = tuple(value) if listed else (value,)
     if not all(isinstance(glob, str) for glob in globs):
         raise InputError(f"{option} is {value!r}", fix="give globs over module paths, such as ('head', 'layer1.*')")
     return globs
+
+
+def is_share(value: object) -> bool:
+    """Whether an option is a number from 0 to 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= 1.0
 
 
 def candidates(rw: Rewriter, rule: str, layers: tuple[str, ...], exclude: tuple[str, ...]) -> list[Candidate]:

@@ -14,7 +14,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._candidates import Candidate, as_globs, candidates, refuse
+from fxq.passes._candidates import Candidate, as_globs, candidates, is_share, refuse
 from fxq.passes._pairs import Pair, unfit, write_pair
 
 _RULE = "factorise"
@@ -72,9 +72,13 @@ class Factorise(Pass):
             raise InputError(f"{' and '.join(given)} are given together", where="Factorise",
                              why="each of them alone says what the rank is", fix="give one")  # fmt: skip
         for name, fits, wanted in (
-            ("energy", self.energy is None or 0.0 < self.energy <= 1.0, "a share above 0 and up to 1"),
+            (
+                "energy",
+                self.energy is None or (is_share(self.energy) and self.energy > 0),
+                "a share above 0 and up to 1",
+            ),
             ("rank", self.rank is None or (type(self.rank) is int and self.rank > 0), "a positive whole number"),
-            ("ratio", self.ratio is None or 0.0 < self.ratio < 1.0, "a share between 0 and 1"),
+            ("ratio", self.ratio is None or (is_share(self.ratio) and 0 < self.ratio < 1), "a share between 0 and 1"),
         ):
             if not fits:
                 raise InputError(f"{name} is {getattr(self, name)!r}", where="Factorise", fix=f"give {wanted}")

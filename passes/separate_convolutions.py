@@ -14,7 +14,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._candidates import Candidate, as_globs, candidates, refuse
+from fxq.passes._candidates import Candidate, as_globs, candidates, is_share, refuse
 from fxq.passes._pairs import Pair, unfit, write_pair
 
 _RULE = "separate_convolutions"
@@ -58,7 +58,7 @@ class SeparateConvolutions(Pass):
     max_error: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_error, bool) or not 0.0 <= self.max_error <= 1.0:
+        if not is_share(self.max_error):
             raise InputError(f"max_error is {self.max_error!r}", where="SeparateConvolutions",
                              fix="give a relative error from 0 to 1")  # fmt: skip
         for option in ("layers", "exclude"):

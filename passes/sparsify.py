@@ -15,7 +15,16 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._candidates import Candidate, as_globs, candidates, input_as_before, input_last, refuse, set_weight
+from fxq.passes._candidates import (
+    Candidate,
+    as_globs,
+    candidates,
+    input_as_before,
+    input_last,
+    is_share,
+    refuse,
+    set_weight,
+)
 
 _RULE = "sparsify"
 _SCOPES: Final[dict[str, Callable[[Sequence[Tensor], float], list[Tensor]]]] = {
@@ -43,6 +52,7 @@ class Sparsify(Pass):
     of a kernel (2 of 4 is what sparse tensor cores run; Mishra et al., arXiv:2104.08378); where ``m`` does not divide
     the inputs, the shorter group at the end keeps ``n`` too, or all that it has.
 
+    Zeros count among the weights that go: run it with a larger sparsity after some training, and only more of them go.
     Zeros save storage (``fxq.save``), not multiply-adds. :func:`fxq.compression.keep_zeros` keeps them in training.
 
     Attributes:
@@ -67,7 +77,7 @@ class Sparsify(Pass):
     layers: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
-        if isinstance(self.sparsity, bool) or not 0.0 <= self.sparsity < 1.0:
+        if not is_share(self.sparsity) or self.sparsity == 1.0:
             raise InputError(f"sparsity is {self.sparsity!r}", where="Sparsify",
                              fix="give the share of weights that goes, at least 0 and below 1")  # fmt: skip
         if self.scope not in _SCOPES:

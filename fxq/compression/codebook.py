@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import TypeVar
 
 import torch
@@ -59,8 +60,8 @@ def train_shared(module: M) -> M:
     Each layer whose ``weight`` has at most 256 distinct values, and at least twice as many elements, keeps its codes
     and gets its codebook as the parameter ``parametrizations.weight.original`` (a ``torch.nn.utils.parametrize``
     parametrisation): as many numbers train as there are distinct values, exact zeros apart, which stay. Everything else
-    trains as before. ``deepcopy`` and ``state_dict`` work as for any module; :func:`freeze_shared` gives plain weights
-    back, which fxq's passes and ``fxq.save`` need.
+    trains as before, and so does a weight that two layers hold in common. ``deepcopy`` and ``state_dict`` work as for
+    any module; :func:`freeze_shared` gives plain weights back, which fxq's passes and ``fxq.save`` need.
 
         shared = fxq.compression.train_shared(fxq.passes.ShareWeights(4)(graph).graph_module)
         train(shared)
@@ -70,10 +71,11 @@ def train_shared(module: M) -> M:
         InputError: no layer has shared weights.
     """
     twin = copy.deepcopy(module)
+    owners = Counter(id(p) for layer in twin.modules() for p in layer._parameters.values())
     found = False
     for layer in list(twin.modules()):
         weight = layer._parameters.get("weight")
-        values = _shared_values(weight)
+        values = _shared_values(weight) if owners[id(weight)] == 1 else None
         if weight is None or values is None:
             continue
         trains = weight.requires_grad

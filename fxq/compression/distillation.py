@@ -88,7 +88,7 @@ class Distillation(nn.Module):
             weighted.append((1.0 - self.alpha) * self._note("task", self._task(student_outputs, targets)))
         if self.hints:
             weighted.append(self.hint_weight * self._note("hints", self._hint_loss(student_values, teacher_values)))
-        return torch.stack(weighted).sum()
+        return sum(weighted[1:], start=weighted[0])
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature:g}, alpha={self.alpha:g}, hints={len(self.hints)}"
@@ -216,12 +216,13 @@ def distill(
 
 
 def _check_options(temperature: float, alpha: float, hint_weight: float) -> None:
-    for name, value, fits, wanted in (
-        ("temperature", temperature, 0.0 < temperature < float("inf"), "positive"),
-        ("alpha", alpha, 0.0 <= alpha <= 1.0, "between 0 and 1"),
-        ("hint_weight", hint_weight, 0.0 <= hint_weight < float("inf"), "0 or positive"),
-    ):
-        if not fits:
+    checks: tuple[tuple[str, float, Callable[[float], bool], str], ...] = (
+        ("temperature", temperature, lambda v: 0.0 < v < float("inf"), "positive"),
+        ("alpha", alpha, lambda v: 0.0 <= v <= 1.0, "between 0 and 1"),
+        ("hint_weight", hint_weight, lambda v: 0.0 <= v < float("inf"), "0 or positive"),
+    )
+    for name, value, fits, wanted in checks:
+        if not isinstance(value, int | float) or not fits(value):
             raise InputError(f"{name} is {value!r}", where="distill", fix=f"give a finite number that is {wanted}")
 
 

@@ -132,6 +132,16 @@ def test_a_compiled_graph() -> None:
     assert torch.equal(freeze_shared(shared)(x), gm(x))
 
 
+def test_tied_weights_stay_tied() -> None:
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))
+    for layer in model:
+        layer.weight = nn.Parameter(share(layer.weight, 2))
+    model[1].weight = model[0].weight
+    shared = train_shared(model)
+    assert shared[0].weight is shared[1].weight
+    assert codebook(shared[2]).numel() == 4
+
+
 def test_nothing_shared() -> None:
     with pytest.raises(InputError, match="no layer of the module has shared weights") as caught:
         train_shared(nn.Linear(30, 30))

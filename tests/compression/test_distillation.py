@@ -298,6 +298,7 @@ def test_it_moves_and_saves_as_a_module_of_its_regressors() -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "temperature": ({"temperature": 0.0}, r"temperature is 0.0\n(.*\n)*.*positive"),
+    "temperature as text": ({"temperature": "hot"}, "temperature is 'hot'"),
     "alpha": ({"alpha": 1.5}, r"alpha is 1.5\n(.*\n)*.*between 0 and 1"),
     "hint weight": ({"hint_weight": -1.0}, r"hint_weight is -1.0\n(.*\n)*.*0 or positive"),
     "a triple": ({"hints": [("a", "b", "c")]}, r"a hint is \('a', 'b', 'c'\)"),

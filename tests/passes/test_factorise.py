@@ -177,6 +177,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "energy 2": ({"energy": 2}, "energy is 2"),
     "rank 0": ({"rank": 0}, r"rank is 0\n(.*\n)*.*a positive whole number"),
     "rank 2.5": ({"rank": 2.5}, "rank is 2.5"),
+    "energy as text": ({"energy": "0.5"}, "energy is '0.5'"),
     "ratio 1": ({"ratio": 1.0}, r"ratio is 1.0\n(.*\n)*.*a share between 0 and 1"),
 }
 

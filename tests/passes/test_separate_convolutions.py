@@ -165,7 +165,7 @@ def test_refused_where_the_error_is_too_large() -> None:
     assert reasons(result)[0].startswith("the relative error of `0` would be 0.")
 
 
-@pytest.mark.parametrize("error", [-0.1, 1.5, True])
+@pytest.mark.parametrize("error", [-0.1, 1.5, True, "low"])
 def test_bad_options(error: Any) -> None:
     with pytest.raises(InputError, match=r"max_error is .*\n(.*\n)*.*from 0 to 1"):
         SeparateConvolutions(max_error=error)

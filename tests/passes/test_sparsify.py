@@ -168,6 +168,14 @@ def test_nothing_to_prune() -> None:
     assert not Sparsify(0.3, "layer")(sparse).modified
 
 
+def test_more_go_step_by_step() -> None:
+    half = run_lossy(Sparsify(0.5, "lamp"), net(), X).graph_module
+    most = Sparsify(0.9, "lamp")(half).graph_module
+    for before, after in zip(weights(half), weights(most), strict=True):
+        assert bool((after[before == 0] == 0).all())
+    assert sum(int((w == 0).sum()) for w in weights(most)) == round(0.9 * 1056)
+
+
 def test_the_note_tells_how_much_went() -> None:
     result = run_lossy(Sparsify(0.5, "layer"), net(), X)
     (note,) = result.record.notes
@@ -203,6 +211,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "fractions": ({"pattern": (0.5, 4)}, r"pattern is \(0.5, 4\)"),
     "both": ({"pattern": (2, 4), "sparsity": 0.9}, r"pattern is given beside a sparsity or a scope\n(.*\n)*.*of 0.5"),
     "pattern and scope": ({"pattern": (2, 4), "scope": "lamp"}, "pattern is given beside a sparsity or a scope"),
+    "text": ({"sparsity": "0.5"}, "sparsity is '0.5'"),
+    "no globs": ({"layers": 3}, "layers is 3"),
     "globs": ({"exclude": (1,)}, r"exclude is \(1,\)"),
 }
 
