@@ -29,6 +29,7 @@ from fxq.manager import Report as Report
 from fxq.manager import report_of as report
 from fxq.pipelines import pipeline as pipeline
 from fxq.quant.calibration import inputs as inputs
+from fxq.quant.overrides import Override as Override
 from fxq.quant.recipe import Recipe as Recipe
 from fxq.tracing import trace as trace
 
@@ -38,6 +39,7 @@ __all__ = [
     "FxqError",
     "GraphError",
     "InputError",
+    "Override",
     "PassError",
     "PassManager",
     "Recipe",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from fxq.ir.identify import OpCall
@@ -13,7 +12,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.nn import dequantize, quantize, quantize_layer
+from fxq.nn import dequantize, output_rows, quantize, quantize_layer
 from fxq.quant.observers import Observer
 from fxq.quant.recipe import Recipe
 from fxq.targets.suitability import is_weighted
@@ -41,12 +40,14 @@ class ConvertQDQ(Pass):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         calls = list(rw.calls())
+        choices = self.recipe.choices(rw.gm)
         quantised: dict[nn.Module, nn.Module] = {}  # a layer that is called twice holds its int8 weights once
         for call in calls:
             if call.module is not None and is_weighted(call) and self._is_observed(call, rw):
                 with rw.rule("weights", call.node):
                     if call.module not in quantised:
-                        quantised[call.module] = self._quantise_weights(call.module)
+                        scale = choices.options(call.node).weight_scale(output_rows(call.module))
+                        quantised[call.module] = quantize_layer(call.module, scale)
                     rw.give_own_module(call.node, quantised[call.module])
         for call in calls:
             if isinstance(call.module, Observer):
@@ -55,10 +56,6 @@ class ConvertQDQ(Pass):
     def _is_observed(self, call: OpCall, rw: Rewriter) -> bool:
         modules = [rw.identify(n).module for n in call.nodes if n.op == "call_module"]
         return bool(call.nodes) and len(modules) == len(call.nodes) and all(isinstance(m, Observer) for m in modules)
-
-    def _quantise_weights(self, layer: nn.Module) -> nn.Module:
-        assert isinstance(layer.weight, torch.Tensor)
-        return quantize_layer(layer, self.recipe.weight_scale(layer.weight))
 
     def _make_explicit(self, call: OpCall, observer: Observer, rw: Rewriter) -> None:
         (value,) = call.nodes

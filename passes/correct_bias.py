@@ -14,10 +14,11 @@ from fxq.ir.shapes import run_recorded
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.nn import Epilogue, quantize_layer
+from fxq.nn import Epilogue, output_rows, quantize_layer
 from fxq.passes._layers import copy_module
 from fxq.progress import track
 from fxq.quant.observers import Observer
+from fxq.quant.options import Options
 from fxq.quant.recipe import Recipe
 from fxq.targets.suitability import is_weighted
 from fxq.tracing import clone_inputs
@@ -50,7 +51,8 @@ class CorrectBias(Pass):
             raise CalibrationError("there is no calibration data", where=f"the pass `{self.name}`",
                                    fix="pass calibration=loader")  # fmt: skip
         layers = {c.node: c for c in rw.calls() if is_weighted(c) and self._is_candidate(c, rw)}
-        errors = {node: _weight_error(call, self.recipe) for node, call in layers.items()}
+        choices = self.recipe.choices(rw.gm)
+        errors = {node: _weight_error(call, choices.options(node)) for node, call in layers.items()}
         means = self._mean_errors(rw, errors, context)
         for node, mean in means.items():
             with rw.rule("correct", node):
@@ -91,10 +93,10 @@ class CorrectBias(Pass):
         return {node: total / count for node, total in sums.items()}
 
 
-def _weight_error(call: OpCall, recipe: Recipe) -> nn.Module:
+def _weight_error(call: OpCall, options: Options) -> nn.Module:
     """Return the layer without bias and epilogue whose weights are ``W - W_q``."""
     layer: Any = copy_module(call.module or nn.Identity())
-    quantised: Any = quantize_layer(layer, recipe.weight_scale(layer.weight))
+    quantised: Any = quantize_layer(layer, options.weight_scale(output_rows(layer)))
     layer.weight = clone_parameter(layer.weight - quantised.dequantized_weight())
     layer.bias = None
     if hasattr(layer, "epilogue"):

@@ -19,6 +19,7 @@ from fxq.manager.running import ensure_recorded, run_on_copy
 from fxq.nn import Epilogue
 from fxq.passes._layers import epilogue_of, with_epilogue
 from fxq.quant.observers import Observer
+from fxq.quant.overrides import check_overrides
 from fxq.quant.recipe import Recipe
 from fxq.targets.placement import Placement, plan_placement
 
@@ -48,23 +49,30 @@ class InsertObservers(Pass):
             raise PassError(f"the pass `{self.name}` needs example inputs", why="it must know shapes and dtypes",
                             fix="pass example_inputs")  # fmt: skip
         ensure_recorded(rw.gm, context.inputs)
-        plan = plan_placement(rw.gm)
+        check_overrides(rw.gm, self.recipe.overrides)
+        plan = plan_placement(rw.gm, self._kept_in_float(rw))
         if plan.float_residuals:
             for node in plan.float_residuals:
                 _add_in_float(rw.identify(node), rw)
             run_on_copy(rw.gm, context.inputs)
-            plan = plan_placement(rw.gm)
+            plan = plan_placement(rw.gm, self._kept_in_float(rw))
         for node, reason in plan.refused.items():
             rw.refuse("int8", node, reason)
         self._insert(plan, rw)
 
+    def _kept_in_float(self, rw: Rewriter) -> dict[fx.Node, str]:
+        choices = self.recipe.choices(rw.gm)
+        reasons = {node: choices.why_float(node) for node in rw.nodes()}
+        return {node: reason for node, reason in reasons.items() if reason is not None}
+
     def _insert(self, plan: Placement, rw: Rewriter) -> None:
+        choices = self.recipe.choices(rw.gm)
         observers: dict[int, tuple[str, Observer]] = {}
         for value, readers in plan.observed.items():
             group = plan.groups[value]
             if group not in observers:
                 label = f"`{value.name}`, module `{node_info(value).module_path or 'the root'}`"
-                observers[group] = (rw.free_path(f"observers.{value.name}"), self.recipe.observer(label))
+                observers[group] = (rw.free_path(f"observers.{value.name}"), choices.options(value).observer(label))
             self._watch(value, readers, *observers[group], rw)
 
     def _watch(self, value: fx.Node, readers: list[fx.Node], path: str, observer: Observer, rw: Rewriter) -> None:

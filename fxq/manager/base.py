@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import fx
 
-from fxq.errors import CalibrationError, PassError, TargetError
+from fxq.errors import CalibrationError, InputError, PassError, TargetError
 from fxq.ir.matcher import RuleTable, apply_rules
 from fxq.ir.rewriter import Matched, Refused, Rewriter
 from fxq.ir.snapshot import GraphSnapshot, take_snapshot
@@ -104,7 +104,7 @@ class Pass(ABC):
         try:
             self.rewrite(rw, PassContext(context.inputs, context.calibration, context.progress, notes.append))
             out = rw.finish()
-        except (PassError, CalibrationError, TargetError):  # about the user's data or machine, and clear as it is
+        except (PassError, InputError, CalibrationError, TargetError):  # about what the user gave, and clear as it is
             raise
         except Exception as error:
             raise _failure(self, rw, before, error) from error

@@ -29,6 +29,7 @@ from fxq.nn.qdq_layers import (
     QDQConvTranspose2d,
     QDQConvTranspose3d,
     QDQLinear,
+    output_rows,
     quantize_layer,
 )
 from fxq.nn.qelementwise import QAdd, QCat, QMul
@@ -80,6 +81,7 @@ __all__ = [
     "fuse_layer",
     "onednn_available",
     "onednn_unavailable_reason",
+    "output_rows",
     "quantize",
     "quantize_layer",
 ]

@@ -6,7 +6,7 @@ They sit between ``dequantize`` and ``quantize`` nodes and compute what the int8
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -199,3 +199,13 @@ def _checked(cls: type[_QDQLayer], layer: nn.Module) -> nn.Module:
 def _epilogue_of(layer: nn.Module) -> Epilogue:
     epilogue = getattr(layer, "epilogue", None)
     return epilogue if isinstance(epilogue, Epilogue) else Epilogue()
+
+
+def output_rows(layer: nn.Module) -> Tensor:
+    """The weight of a float or fused layer with its output channels in front: (output channels, everything else)."""
+    source: Any = layer
+    if isinstance(source, nn.Linear):
+        return cast(Tensor, source.weight)
+    geometry = ConvGeometry.of(layer)
+    weight = swap_channels(source.weight, geometry.groups) if geometry.transposed else source.weight
+    return weight.flatten(1)

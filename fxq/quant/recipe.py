@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import fx
 
 from fxq.errors import InputError, nearest
-from fxq.quant.calibrators import check_percentile
-from fxq.quant.observers import (
-    HistogramObserver,
-    MinMaxObserver,
-    MovingAverageObserver,
-    Observer,
-    check_momentum,
-)
-
-_ACTIVATIONS = ("minmax", "moving_average", "percentile", "mse", "entropy", "auto")
-_WEIGHTS = ("per_channel", "per_tensor")
+from fxq.quant.options import Options
+from fxq.quant.overrides import Choices, Override
 
 
 @dataclass(frozen=True)
@@ -29,50 +20,46 @@ class Recipe:
         activation: how the range of an activation is found: ``"minmax"``, ``"moving_average"`` (of each batch's range),
             or from a histogram: ``"percentile"``, ``"mse"`` (least squared error), ``"entropy"`` (TensorRT's), or
             ``"auto"``, the one with the least expected error for each tensor.
-        percentile: for ``"percentile"``: per cent of the values that lie within the range, in (0, 100].
         weight: the granularity of weight scales: ``"per_channel"`` (of the output) or ``"per_tensor"``.
+        weight_range: how much of a weight's range its codes span: ``"minmax"`` (all) or ``"mse"`` (least error).
         momentum: weight of a new batch in the moving average, in (0, 1].
+        percentile: for ``"percentile"``: per cent of the values that lie within the range, in (0, 100].
+        overrides: other options for some layers, see :class:`fxq.Override`; a later one wins.
 
     Raises:
-        InputError: an option is unknown (the nearest names are suggested), or the momentum is out of range.
+        InputError: an option is unknown (the nearest names are suggested), or a number is out of range.
     """
 
     name: str = "int8"
     activation: str = "minmax"
     weight: str = "per_channel"
+    weight_range: str = "minmax"
     momentum: float = 0.1
     percentile: float = 99.99
+    overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
-        for value, known, what in (
-            (self.name, tuple(_NAMES), "recipe"),
-            (self.activation, _ACTIVATIONS, "activation observer"),
-            (self.weight, _WEIGHTS, "weight granularity"),
-        ):
-            if value not in known:
-                raise InputError(f"unknown {what} {value!r}", fix=nearest(str(value), known))
-        check_momentum(self.momentum)
-        check_percentile(self.percentile)
+        if self.name not in _NAMES:
+            raise InputError(f"unknown recipe {self.name!r}", fix=nearest(str(self.name), _NAMES))
+        object.__setattr__(self, "overrides", tuple(self.overrides))
+        for override in self.overrides:
+            if not isinstance(override, Override):
+                raise InputError(f"an override is a {type(override).__name__}", fix="give fxq.Override(where, ...)")
+        assert self.options is not None  # checks the options
 
     @property
     def quantises(self) -> bool:
         """Whether the recipe quantises activations, and so needs calibration data."""
         return self.name == "int8"
 
-    def observer(self, label: str) -> Observer:
-        """Return a new observer for an activation."""
-        if self.activation == "minmax":
-            return MinMaxObserver(label)
-        if self.activation == "moving_average":
-            return MovingAverageObserver(label, self.momentum)
-        return HistogramObserver(label, self.activation, self.percentile)
+    @property
+    def options(self) -> Options:
+        """The options of every layer that no override picks."""
+        return Options(self.activation, self.weight, self.weight_range, self.momentum, self.percentile)
 
-    def weight_scale(self, weight: Tensor) -> float | None:
-        """Return the one scale of a weight tensor, or None where each output channel has a scale of its own."""
-        if self.weight == "per_channel":
-            return None
-        largest = float(weight.detach().abs().amax()) if weight.numel() else 0.0
-        return largest / 127.0 or 1.0
+    def choices(self, gm: fx.GraphModule) -> Choices:
+        """Return the options of each node of ``gm``."""
+        return Choices(gm, self.options, self.overrides)
 
 
 _NAMES = ("float", "int8")

@@ -38,8 +38,13 @@ class Placement:
     float_residuals: list[fx.Node] = field(default_factory=list)
 
 
-def plan_placement(gm: fx.GraphModule) -> Placement:
-    """Decide what runs in int8. ``gm`` has recorded shapes; it is not changed."""
+def plan_placement(gm: fx.GraphModule, kept_in_float: Mapping[fx.Node, str] | None = None) -> Placement:
+    """Decide what runs in int8. ``gm`` has recorded shapes; it is not changed.
+
+    Args:
+        kept_in_float: operations that must stay in float, with the reason.
+    """
+    kept_in_float = kept_in_float or {}
     identify = Identifier(gm)
     calls = {n: identify(n) for n in gm.graph.nodes if n.op.startswith("call_") and not reads_shape_only(n)}
     plan = Placement()
@@ -47,7 +52,7 @@ def plan_placement(gm: fx.GraphModule) -> Placement:
     for node, call in calls.items():
         if not _computes_tensor(call, calls):
             continue
-        reason = why_float(call)
+        reason = kept_in_float.get(node) or why_float(call)
         if reason is None and unstable.intersection(call.nodes):
             reason = "a value that it reads is overwritten in place later"
         if reason is None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from fxq.errors import InputError
-from fxq.quant.observers import MinMaxObserver, MovingAverageObserver
 from fxq.quant.recipe import Recipe, resolve_recipe
 
 
@@ -36,10 +35,3 @@ def test_an_unknown_recipe_suggests_the_nearest() -> None:
 def test_unknown_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Recipe(**options)  # type: ignore[arg-type]
-
-
-def test_observers() -> None:
-    assert type(Recipe().observer("x")) is MinMaxObserver
-    moving = Recipe(activation="moving_average", momentum=0.5).observer("x")
-    assert isinstance(moving, MovingAverageObserver)
-    assert moving.momentum == 0.5
