@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fxq.errors import InputError
 from fxq.pruning.criteria import APoZ, MeanActivation
 from fxq.pruning.evidence import collect_activations, layers_of
 from fxq.pruning.view import GroupView, view_groups
-from tests.pruning.groups import HEADS, PLAIN, RESIDUAL, Heads, Plain, Residual, traced
+from tests.pruning.groups import HEADS, PLAIN, RESIDUAL, Heads, Plain, Residual, group, member, traced
 
 
 def images(count: int = 2) -> list[torch.Tensor]:
@@ -48,6 +49,29 @@ def test_each_layer_of_a_stage_is_counted_behind_its_own_addition() -> None:
     assert members.names == ("shortcut.weight", "b.weight", "c.weight")
     assert torch.equal(members.values[0], members.values[1])  # both end in the first addition
     assert not torch.equal(members.values[0], members.values[2])
+
+
+class Embedded(nn.Module):
+    """An embedding and a linear layer, added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(5, 4)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, words: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.words(words) + self.fc(x)
+
+
+def test_embeddings_have_no_activations_and_are_not_scored() -> None:
+    model = traced(Embedded())
+    both = group("words", 4, member("words", "embedding", "out", 4, dim=1), member("fc", "linear", "out", 4))
+    batch = (torch.tensor([1, 4]), torch.ones(2, 3, dtype=torch.float64))
+    statistics = collect_activations(model, [batch], layers_of([both]))
+    members = MeanActivation().per_member(GroupView(both, model, activations=statistics))
+    assert members.names == ("fc.weight",)
+    with pytest.raises(InputError, match="no activation statistics for `words"):
+        MeanActivation()(GroupView(group("words", 4, both.members[0]), model, activations=statistics))
 
 
 def test_apoz_is_refused_where_nothing_is_ever_zero() -> None:
