@@ -25,9 +25,10 @@ def reestimate(
 
     The data runs through the model once. The chosen norms normalise each batch by its own statistics, as in training;
     everything else is in evaluation mode. The mean over all batches is the mean of all elements, and the variance is
-    the total one, pooled from within and between batches ``sum n_b (v_b + (m_b - m)^2) / n``, in float64: not a momentum
-    average, which the last batches dominate. (Wu, Johnson, "Rethinking 'Batch' in BatchNorm", 2021, arXiv:2105.07576,
-    section 3.) As ``nn.BatchNorm`` does, the variance that is kept is the unbiased one, n / (n - 1) of that.
+    the total one, pooled from within and between batches, ``sum n_b (v_b + (m_b - m)^2) / n``, in float64: not a
+    momentum average, which the last batches dominate. (Wu, Johnson, "Rethinking 'Batch' in BatchNorm", 2021,
+    arXiv:2105.07576, section 3.) As ``nn.BatchNorm`` does, the variance that is kept is the unbiased one, n / (n - 1)
+    of that.
 
     Args:
         model: a graph; it stays as it is.
