@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
 
 from fxq.errors import PassError
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.pruning.surgery.layers import shrink_layer
+from fxq.pruning.surgery.exchange import shrink_layers
 from fxq.pruning.surgery.sizes import fit_sizes
-from fxq.pruning.surgery.tensors import shrink_tensor
 from fxq.structure import Group, Mask, Structure, analyse
-from fxq.structure.analysis import Slot
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class PruneChannels(Pass):
             return
         kept = structure.kept(keep)
         with rw.rule("prune", *_leaders(rw, chosen)):
-            _shrink_all(rw, structure, kept)
+            shrink_layers(rw, structure, kept)
             fit_sizes(rw, structure, kept, context.inputs)
         for note in (f"{g.name}: {int(keep[g.name].sum())} of {g.size} kept" for g in chosen):
             context.note(note)
@@ -104,46 +101,3 @@ def _refuse(rw: Rewriter, group: Group) -> None:
         if node.op == "call_module" and str(node.target) == group.members[0].path:
             rw.refuse("prune", node, group.reason)
             return
-
-
-def _shrink_all(rw: Rewriter, structure: Structure, kept: Mask) -> None:
-    """Exchange every layer, parameter and buffer that loses channels; what was shared stays shared."""
-    slots = {id(_tensor(rw.gm, s)): s for s in structure.slots if _loses(s, kept)}
-    new: dict[int, Tensor] = {}
-
-    def shrunk(tensor: Tensor) -> Tensor:
-        if id(tensor) not in new:
-            new[id(tensor)] = shrink_tensor(tensor, slots[id(tensor)], kept)
-        return new[id(tensor)]
-
-    layers: dict[int, nn.Module] = {}
-    for node in list(rw.graph.nodes):
-        path = str(node.target)
-        if node.op == "call_module":
-            layer = rw.gm.get_submodule(path)
-            tensors = {n: t for n, t in _own_tensors(layer) if id(t) in slots}
-            if tensors and id(layer) not in layers:
-                layers[id(layer)] = shrink_layer(layer, {n: shrunk(t) for n, t in tensors.items()})
-                layers[id(layers[id(layer)])] = layers[id(layer)]
-            if id(layer) in layers and layers[id(layer)] is not layer:
-                rw.exchange_module(path, layers[id(layer)])
-        elif node.op == "get_attr":
-            *parents, name = path.split(".")
-            tensor = getattr(rw.gm.get_submodule(".".join(parents)), name)
-            if isinstance(tensor, Tensor) and id(tensor) in slots:
-                rw.set_tensor(path, shrunk(tensor))
-
-
-def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
-    found = [*layer._parameters.items(), *layer._buffers.items()]
-    return [(name, t) for name, t in found if t is not None]
-
-
-def _loses(slot: Slot, kept: Mask) -> bool:
-    return any(ids is not None and not bool(kept[ids].all()) for ids in slot.axes)
-
-
-def _tensor(gm: nn.Module, slot: Slot) -> Tensor:
-    found = getattr(gm.get_submodule(slot.path), slot.name)
-    assert isinstance(found, Tensor)
-    return found

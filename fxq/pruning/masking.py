@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxq.ir.ops import DROPOUTS, SPECS
 from fxq.ir.shapes import bind_placeholders
 from fxq.pruning.masked_norms import MASKED_NORMS
 from fxq.structure.analysis import Value
@@ -19,6 +20,7 @@ from fxq.structure.structure import Keep, Structure
 from fxq.tracing import ModelInputs, clone_inputs
 
 _TOLERANCE = 1e-10
+_DROPOUTS = frozenset(SPECS[kind].function for kind in DROPOUTS)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def compare_with_masked(structure: Structure, keep: Keep, pruned: fx.GraphModule
     kept = structure.kept(keep)
     values = {node.name: value for node, value in structure.values.items()}
     dense = _Masked(_dense_copy(structure, kept), values, kept)
-    small = fx.Interpreter(copy.deepcopy(pruned).double())
+    small = fx.Interpreter(_deterministic(pruned))
     worst, where, compared = 0.0, "", 0
     with torch.no_grad():
         others = _steps(small, inputs)
@@ -103,12 +105,15 @@ def _sliced(value: Tensor, axes: Value, kept: Mask) -> Tensor:
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
+    """The largest difference relative to the largest finite element; infinite where one alone is not a number."""
     if a.shape != b.shape:
         return float("inf")
-    if not a.numel():
+    differ = ~((a == b) | (a.isnan() & b.isnan()))
+    if not bool(differ.any()):
         return 0.0
-    size = float(a.abs().max())
-    return float((a - b).abs().max()) / size if size else float(b.abs().max())
+    distance = float((a - b).abs()[differ].nan_to_num(float("inf"), float("inf")).max())
+    size = float(a.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return distance / size if size else float("inf")
 
 
 class _Masked(fx.Interpreter):
@@ -148,7 +153,7 @@ def _stays(ids: Indices, kept: Mask, like: Tensor) -> Tensor:
 
 def _dense_copy(structure: Structure, kept: Mask) -> fx.GraphModule:
     """The dense graph in float64. Recurrent layers read their own states, so there the weights that read are masked."""
-    gm = copy.deepcopy(structure.gm).double()
+    gm = _deterministic(structure.gm)
     for slot in structure.slots:
         layer = gm.get_submodule(slot.path)
         if not isinstance(layer, nn.RNNBase):
@@ -158,6 +163,15 @@ def _dense_copy(structure: Structure, kept: Mask) -> fx.GraphModule:
             if ids is not None and slot.roles[dim] == "in":
                 weight.data.index_fill_(dim, (~_stays(ids, kept, weight)).nonzero().flatten(), 0)
     return gm
+
+
+def _deterministic(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy in float64 and in evaluation mode, without the dropout of functions that always drop."""
+    out = copy.deepcopy(gm).double().eval()
+    for node in out.graph.nodes:
+        if node.op == "call_function" and node.target in _DROPOUTS:
+            node.kwargs = {**node.kwargs, "training": False}
+    return out
 
 
 def _widen(value: Any) -> Any:

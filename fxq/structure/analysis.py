@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxq.ir.provenance import node_info
 from fxq.ir.shapes import TensorSpec, recorded_value
-from fxq.structure.axes import Axes, plain, protect_axes, tie_axis
+from fxq.structure.axes import Axes, plain, protect_axes, tie_axes, tie_axis
 from fxq.structure.group import Indices
 from fxq.structure.space import Space
 
 #: The axes of a node's value: of a tensor, or of each of several; None for what is no tensor.
 Value = Any
+#: The dimensions whose lengths went into a number; of a shape, a list with those of each entry.
+Count = Any
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Analysis:
     Attributes:
         values: the axes of each node's value.
         slots: by the identity of the tensor object, so that tied parameters are one.
+        sizes: for each node that is a size or computed from sizes, the dimensions whose lengths went into it.
     """
 
     gm: fx.GraphModule
@@ -75,7 +77,9 @@ class Analysis:
     slots: dict[int, Slot] = field(default_factory=dict)
     costs: list[Cost] = field(default_factory=list)
     opaque: list[Opaque] = field(default_factory=list)
+    sizes: dict[fx.Node, Count] = field(default_factory=dict)
     _outputs: dict[int, Indices] = field(default_factory=dict)
+    _bound: dict[int, Axes] = field(default_factory=dict)
 
     def axes(self, node: Any) -> Axes:
         """The axes of a node that is a tensor; those of a number or of nothing are ``()``."""
@@ -128,12 +132,24 @@ class Analysis:
             found = self._outputs[id(module)] = self.space.fresh(path, count)
         return found
 
+    def bind(self, module: nn.Module, axes: Axes, reason: str) -> None:
+        """State that the sizes of ``module`` are those of ``axes``; another call of it must agree."""
+        known = self._bound.setdefault(id(module), axes)
+        tie_axes(self.space, known, axes, reason)
+
+    def protect_sizes(self, node: fx.Node, reason: str) -> None:
+        """Protect the dimensions whose lengths are among the arguments of ``node``."""
+        for source in node.all_input_nodes:
+            for ids in flat_count(self.sizes.get(source)):
+                self.space.protect(ids, reason)
+
     def describe_as_opaque(self, node: fx.Node, kind: str) -> Value:
         """Protect all that ``node`` reads, and return the value of a node of whose channels nothing is known."""
         where = self.where(node)
         self.opaque.append(Opaque(node.name, node_info(node).module_path, kind))
         for source in node.all_input_nodes:
             protect_value(self.space, self.values.get(source), f"{where}: no rule describes {kind}")
+        self.protect_sizes(node, f"{where}: no rule describes {kind}")
         return plain_value(recorded_value(node))
 
 
@@ -155,11 +171,8 @@ def protect_value(space: Space, value: Value, reason: str) -> None:
         protect_axes(space, value, reason)
 
 
-#: What a rule is: it reads the operation's inputs, states what it knows, and returns the axes of the result.
-RuleOf = Callable[["Analysis", Any], Value]
-
-
-def is_floating(node: Any) -> bool:
-    """Whether a node's recorded value is a floating point tensor."""
-    spec = recorded_value(node) if isinstance(node, fx.Node) else None
-    return isinstance(spec, TensorSpec) and (spec.dtype.is_floating_point or spec.dtype == torch.bool)
+def flat_count(count: Count) -> tuple[Indices, ...]:
+    """Every dimension whose length went into a number or a shape."""
+    if isinstance(count, list):
+        return tuple(ids for entry in count for ids in flat_count(entry))
+    return count or ()

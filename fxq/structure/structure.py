@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import fx
@@ -34,6 +35,7 @@ class Structure:
         groups: all groups, in the order of execution.
         opaque: the operations that no rule describes.
         values: the axes of every node's value.
+        shapes: what the example inputs gave at every node, as recorded: dense shapes.
         slots: every parameter and buffer that has channels, once each.
         unit_of: for each identity, its group's index in ``groups`` and its unit there; -1 where it always stays.
     """
@@ -42,6 +44,7 @@ class Structure:
     groups: tuple[Group, ...]
     opaque: tuple[Opaque, ...]
     values: Mapping[fx.Node, Value]
+    shapes: Mapping[fx.Node, Any]
     slots: tuple[Slot, ...]
     group_of: Indices
     unit_of: Indices

@@ -14,7 +14,7 @@ from fxq.ir.identify import OpCall
 from fxq.ir.ops import SPECS
 from fxq.ir.provenance import node_info
 from fxq.ir.rewriter import Rewriter
-from fxq.ir.shapes import TensorSpec, bind_placeholders, recorded_value
+from fxq.ir.shapes import TENSOR_KEY, Recorder, TensorSpec, bind_placeholders
 from fxq.structure.axes import Axes
 from fxq.structure.group import Mask
 from fxq.structure.structure import Structure, kept_shape
@@ -27,34 +27,25 @@ def fit_sizes(rw: Rewriter, structure: Structure, kept: Mask, inputs: ModelInput
     Sizes that the graph computes stay computed: where such a size is wrong by now, it is scaled by kept / dense.
 
     Raises:
-        GraphError: a value has another shape than the structure says.
+        GraphError: the graph does not run, or a value has another shape than the structure says.
     """
     given = clone_inputs(inputs)
     fitter = _Fitter(rw, structure, kept)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         fitter.run(*bind_placeholders(rw.gm, given.args, given.kwargs))
 
 
-class _Fitter(fx.Interpreter):
-    """Runs the pruned graph; before each node runs, its sizes are made to fit."""
+class _Fitter(Recorder):
+    """Runs the pruned graph and records its shapes; before each node runs, its sizes are made to fit."""
 
     def __init__(self, rw: Rewriter, structure: Structure, kept: Mask) -> None:
-        super().__init__(rw.gm, garbage_collect_values=False)
-        self.extra_traceback = False
+        super().__init__(rw.gm)
         self._rw, self._structure, self._kept = rw, structure, kept
 
     def run_node(self, n: fx.Node) -> Any:
         if n in self._structure.values and n.op.startswith("call_"):
             self._fit(n)
-        try:
-            value = super().run_node(n)
-        except GraphError:
-            raise
-        except Exception as error:
-            raise GraphError(
-                f"the pruned graph fails at node `{n.name}`", where=node_info(n).module_path or "the root module",
-                why=f"{type(error).__name__}: {error}", fix="protect the layers that it reads, and report the case",
-            ) from error  # fmt: skip
+        value = super().run_node(n)
         self._check(n, value)
         return value
 
@@ -79,7 +70,7 @@ class _Fitter(fx.Interpreter):
         return self._structure.values.get(node)
 
     def _dense(self, node: Any) -> tuple[int, ...]:
-        spec = recorded_value(node)
+        spec = self._structure.shapes.get(node)
         return spec.shape if isinstance(spec, TensorSpec) else ()
 
     def _expected(self, node: fx.Node) -> tuple[int, ...]:
@@ -112,6 +103,7 @@ class _Fitter(fx.Interpreter):
     def _insert(self, before: fx.Node, function: Any, left: fx.Node, right: int) -> fx.Node:
         node = self._rw.call_function(function, (left, right), before=before)
         self.env[node] = function(self.env[left], right)
+        node.meta[TENSOR_KEY] = "int"
         return node
 
     def _fit_split(self, op: OpCall) -> None:

@@ -99,9 +99,11 @@ def embedding(an: Analysis, op: OpCall) -> Value:
     """Rows of a table: the columns are new channels."""
     module: Any = op.module
     path = str(op.node.target)
+    if module.max_norm is not None:
+        return an.describe_as_opaque(op.node, "an embedding that limits the norms of its rows")
     outputs = an.outputs_of(module, path, module.embedding_dim)
     an.slot(module, path, "weight", "embedding", (None, outputs), ("", "out"))
-    return (*plain(len(an.shape(op.node)) - 1), outputs)
+    return (*an.axes(op.inputs[0]), outputs)
 
 
 def batch_norm(an: Analysis, op: OpCall) -> Value:
@@ -110,6 +112,7 @@ def batch_norm(an: Analysis, op: OpCall) -> Value:
     x = an.axes(op.inputs[0])
     dim = 0 if isinstance(module, nn.modules.instancenorm._InstanceNorm) and _unbatched(module, len(x)) else 1
     _per_channel(an, op, x[dim])
+    _sized_alike(an, op, x[dim : dim + 1])
     if isinstance(module, nn.modules.instancenorm._InstanceNorm):
         protect_axes(an.space, x[dim + 1 :], f"{an.where(op.node)} normalises over it")
     return x
@@ -121,13 +124,17 @@ def _unbatched(module: nn.Module, ndim: int) -> bool:
 
 
 def group_norm(an: Analysis, op: OpCall) -> Value:
-    """Statistics of each group of channels: over the channels that stay, equally many in each."""
+    """Statistics of each group of channels: over the channels that stay, equally many in each.
+
+    Where each channel is a group of its own, the channels are independent.
+    """
     module: Any = op.module
     x = an.axes(op.inputs[0])
-    if x[1] is not None:
+    if x[1] is not None and module.num_groups < module.num_channels:
         an.space.balance(x[1], module.num_groups, an.where(op.node))
     protect_axes(an.space, x[2:], f"{an.where(op.node)} normalises over it")
     _per_channel(an, op, x[1])
+    _sized_alike(an, op, x[1:2])
     return x
 
 
@@ -138,6 +145,7 @@ def layer_norm(an: Analysis, op: OpCall) -> Value:
     last = x[len(x) - len(module.normalized_shape) :]
     for name in ("weight", "bias"):
         an.slot(module, str(op.node.target), name, str(op.kind), last, ("scale",) * len(last))
+    _sized_alike(an, op, last)
     return x
 
 
@@ -155,3 +163,9 @@ def _per_channel(an: Analysis, op: OpCall, channels: Indices | None) -> None:
     axes: Axes = (channels,)
     for name in ("weight", "bias", "running_mean", "running_var"):
         an.slot(module, str(op.node.target), name, str(op.kind), axes, ("scale",))
+
+
+def _sized_alike(an: Analysis, op: OpCall, axes: Axes) -> None:
+    """A norm without parameters has a size too: wherever it is called, as many channels stay."""
+    assert op.module is not None
+    an.bind(op.module, axes, f"`{op.node.target}` is called again, where nothing is pruned")

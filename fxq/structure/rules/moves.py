@@ -11,12 +11,17 @@ from fxq.ir.identify import OpCall
 from fxq.structure.analysis import Analysis, Value
 from fxq.structure.axes import Axes, concatenate, plain, reshape
 from fxq.structure.group import Indices
+from fxq.structure.rules.sizes import tie_to_shape
 
 
 def reshaped(an: Analysis, op: OpCall) -> Value:
     """reshape, view, flatten, unflatten, squeeze, unsqueeze: read off the shapes before and after."""
     source = op.inputs[0]
-    return reshape(an.space, an.axes(source), an.shape(source), an.shape(op.node), an.where(op.node))
+    axes = reshape(an.space, an.axes(source), an.shape(source), an.shape(op.node), an.where(op.node))
+    shape = op.attrs.get("shape")
+    if isinstance(shape, fx.Node):
+        tie_to_shape(an, op, shape, axes)
+    return axes
 
 
 def squeezed(an: Analysis, op: OpCall) -> Value:
@@ -33,6 +38,12 @@ def unsqueezed(an: Analysis, op: OpCall) -> Value:
     x = an.axes(op.inputs[0])
     dim = op.attrs["dim"] % (len(x) + 1)
     return (*x[:dim], None, *x[dim:])
+
+
+def turned(an: Analysis, op: OpCall) -> Value:
+    """t, .T and .mT of a matrix, and .mT of more: the last two dimensions exchanged."""
+    x = an.axes(op.inputs[0])
+    return (*x[:-2], *x[-2:][::-1])
 
 
 def permuted(an: Analysis, op: OpCall) -> Value:
@@ -79,10 +90,11 @@ def getitem(an: Analysis, op: OpCall) -> Value:
     """A piece of a tuple, or slices, integers, ``None`` and ``...`` along the dimensions of a tensor."""
     value, index = an.values.get(op.inputs[0]), op.attrs["index"]
     if isinstance(value, list):
-        return value[index] if isinstance(index, int | slice) else None
+        known = isinstance(index, int) or (isinstance(index, slice) and not _is_computed(index))
+        return value[index] if known else an.describe_as_opaque(op.node, "an index into a tuple")
     x, shape = an.axes(op.inputs[0]), an.shape(op.inputs[0])
     if not shape:
-        return None
+        return an.describe_as_opaque(op.node, "an index into something else than a tensor")
     entries = index if isinstance(index, tuple) else (index,)
     if any(not _is_plain_index(e) for e in entries):
         return an.describe_as_opaque(op.node, "indexing by a tensor")
@@ -94,6 +106,10 @@ def _is_plain_index(entry: Any) -> bool:
         spec = entry.meta.get("fxq_tensor")
         return spec == "int"
     return entry is None or entry is Ellipsis or isinstance(entry, slice) or (type(entry) is int)
+
+
+def _is_computed(index: slice) -> bool:
+    return any(isinstance(v, fx.Node) for v in (index.start, index.stop, index.step))
 
 
 def _spelled_out(entries: tuple[Any, ...], ndim: int) -> list[Any]:
@@ -125,7 +141,7 @@ def _sliced(an: Analysis, op: OpCall, x: Axes, shape: tuple[int, ...], entries: 
 def _slice(an: Analysis, op: OpCall, ids: Indices | None, entry: slice, length: int) -> Indices | None:
     if ids is None or entry == slice(None):
         return ids
-    if any(isinstance(v, fx.Node) for v in (entry.start, entry.stop, entry.step)):
+    if _is_computed(entry):
         an.space.protect(ids, f"{an.where(op.node)} cuts it at a place that is computed")
         return None
     if entry.step not in (None, 1):
@@ -160,7 +176,7 @@ def padded(an: Analysis, op: OpCall) -> Value:
 
 
 def expanded(an: Analysis, op: OpCall) -> Value:
-    """A dimension of length 1 stretched: its copies may go."""
+    """A dimension of length 1 stretched: its copies may go; those along the batch and in front of it do not."""
     x, before, after = an.axes(op.inputs[0]), an.shape(op.inputs[0]), an.shape(op.node)
     lead = len(after) - len(before)
     x, before = (*plain(lead), *x), (*(1,) * lead, *before)
@@ -184,8 +200,9 @@ def pixel_shuffled(an: Analysis, op: OpCall) -> Value:
     """``(*, C r r, H, W)`` -> ``(*, C, H r, W r)``: the r r channels of a pixel block go together."""
     x, shape = an.axes(op.inputs[0]), an.shape(op.inputs[0])
     factor = op.attrs["upscale_factor"] ** 2
-    (channels, _) = reshape(an.space, (x[-3],), (shape[-3],), (shape[-3] // factor, factor), an.where(op.node))
-    _protect_second(an, op, _)
+    an.protect(op.inputs[0], f"{an.where(op.node)} moves channels into it", (-2, -1))
+    channels, within = reshape(an.space, (x[-3],), (shape[-3],), (shape[-3] // factor, factor), an.where(op.node))
+    _protect_second(an, op, within)
     return (*x[:-3], channels, None, None)
 
 
@@ -193,6 +210,7 @@ def pixel_unshuffled(an: Analysis, op: OpCall) -> Value:
     """``(*, C, H r, W r)`` -> ``(*, C r r, H, W)``."""
     x, shape = an.axes(op.inputs[0]), an.shape(op.inputs[0])
     factor = op.attrs["downscale_factor"] ** 2
+    an.protect(op.inputs[0], f"{an.where(op.node)} makes channels of it", (-2, -1))
     (channels,) = reshape(an.space, (x[-3], None), (shape[-3], factor), (shape[-3] * factor,), an.where(op.node))
     return (*x[:-3], channels, None, None)
 

@@ -6,7 +6,7 @@ import math
 
 from fxq.ir.identify import OpCall
 from fxq.structure.analysis import Analysis, Cost, Value
-from fxq.structure.axes import Axes, broadcast, tie_axis
+from fxq.structure.axes import Axes, broadcast, plain, tie_axis
 from fxq.structure.group import Indices
 
 
@@ -45,19 +45,32 @@ def attention(an: Analysis, op: OpCall) -> Value:
     if op.attrs.get("enable_gqa"):
         for node in op.inputs[:3]:
             an.protect(node, f"{where} shares keys and values among heads")
-        return an.axes(op.inputs[0])
+        _attention_cost(an, op, (), None, None)
+        return plain(len(an.shape(op.node)))
     tie_axis(an.space, query[-1], key[-1], f"{where} multiplies it with a dimension that is never pruned")
     for node in (op.inputs[1], op.inputs[2]):
         an.protect(node, f"{where} normalises over it", (-2,))
     outer = [(query[:-2], q_shape[:-2]), (key[:-2], k_shape[:-2]), (value[:-2], v_shape[:-2])]
     mask = op.inputs[3] if len(op.inputs) > 3 else None
+    queries = query[-2]
     if mask is not None and an.shape(mask):
+        axes, shape = an.axes(mask), an.shape(mask)
         an.protect(mask, f"{where} normalises over it", (-1,))
-        outer.append((an.axes(mask)[:-2], an.shape(mask)[:-2]))
+        outer.append((axes[:-2], shape[:-2]))
+        (queries,) = broadcast(
+            an.space, [((queries,), q_shape[-2:-1]), (axes[-2:-1], shape[-2:-1])], q_shape[-2:-1], where
+        )
     batch = broadcast(an.space, outer, an.shape(op.node)[:-2], where)
-    heads = tuple(ids for ids in batch if ids is not None)
-    plain = math.prod(n for ids, n in zip(batch, an.shape(op.node), strict=False) if ids is None)
-    for width, length in ((query[-1], q_shape[-1]), (value[-1], v_shape[-1])):
-        constant = plain * q_shape[-2] * k_shape[-2] * (length if width is None else 1)
-        an.costs.append(Cost(op.node.name, constant, heads if width is None else (*heads, width)))
-    return (*batch, query[-2], value[-1])
+    _attention_cost(an, op, (*batch, queries), query[-1], value[-1])
+    return (*batch, queries, value[-1])
+
+
+def _attention_cost(an: Analysis, op: OpCall, outer: Axes, query: Indices | None, value: Indices | None) -> None:
+    """Two products: of queries with keys along the width of a query, and with values along theirs."""
+    q_shape, k_shape, v_shape = (an.shape(node) for node in op.inputs[:3])
+    pruned = tuple(ids for ids in outer if ids is not None)
+    lengths = an.shape(op.node)[:-1]
+    fixed = math.prod(n for i, n in enumerate(lengths) if i >= len(outer) or outer[i] is None)
+    for width, length in ((query, q_shape[-1]), (value, v_shape[-1])):
+        constant = fixed * k_shape[-2] * (length if width is None else 1)
+        an.costs.append(Cost(op.node.name, constant, pruned if width is None else (*pruned, width)))

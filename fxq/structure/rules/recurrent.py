@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from fxq.ir.identify import OpCall
-from fxq.ir.shapes import recorded_value
-from fxq.structure.analysis import Analysis, Cost, Value, plain_value, protect_value
-from fxq.structure.axes import Axes
+from fxq.structure.analysis import Analysis, Cost, Value
+from fxq.structure.axes import Axes, protect_axes
 from fxq.structure.group import Indices
 
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -25,12 +24,13 @@ def recurrent(an: Analysis, op: OpCall) -> Value:
     module: Any = op.module
     path, kind = str(op.node.target), str(op.kind)
     if len(op.inputs) != 1 or len(an.shape(op.inputs[0])) != 3:
-        return _as_opaque(an, op)
+        return an.describe_as_opaque(op.node, f"{op.kind} with given states, a packed or a single sequence")
     hidden = an.outputs_of(module, path, module.hidden_size)
     projection = getattr(module, "proj_size", 0)
     output = an.space.fresh(f"{path}.projection", projection) if projection else hidden
     directions = 2 if module.bidirectional else 1
     x = an.axes(op.inputs[0])
+    protect_axes(an.space, x[:-1], f"{an.where(op.node)} runs along it")
     read = x[-1]
     for layer in range(module.num_layers):
         for suffix in ("", "_reverse")[:directions]:
@@ -71,13 +71,3 @@ def _cost(an: Analysis, op: OpCall, read: Indices | None, hidden: Indices, outpu
         an.costs.append(Cost(name, steps * gates * (layers - 1) * directions, (hidden, output)))
     if output is not hidden:
         an.costs.append(Cost(name, steps * layers, (output, hidden)))
-
-
-def _as_opaque(an: Analysis, op: OpCall) -> Value:
-    """Initial states, packed sequences and single sequences: everything stays."""
-    for node in op.nodes:
-        protect_value(an.space, an.values.get(node), f"{an.where(op.node)}: given states or a packed sequence")
-    return plain_value(recorded_value(op.node))
-
-
-__all__ = ["recurrent"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.ops import CONV_TRANSPOSES, CONVS, DROPOUTS, STATEFUL_MODULES, Kind
+from fxq.ir.shapes import recorded_value
 from fxq.structure.analysis import Analysis, Value
 from fxq.structure.rules import elementwise, layers, moves, products, recurrent
 
@@ -61,22 +65,35 @@ RULES: Final[Mapping[str, Rule]] = {
 #: Operations that fxq's table lacks, by what names them there.
 OTHERS: Final[Mapping[Kind, Rule]] = {
     "method:expand": moves.expanded,
-    "method:expand_as": moves.expanded,
+    "method:expand_as": elementwise.elementwise,
+    "method:t": moves.turned,
+    torch.t: moves.turned,
     torch.sum: elementwise.total,
     "method:sum": elementwise.total,
     torch.roll: moves.rolled,
     "method:roll": moves.rolled,
     **dict.fromkeys(
-        ("method:clone", "method:detach", "method:float", "method:double", "method:to", "method:type_as", torch.clone),
+        ("method:clone", "method:detach", "method:float", "method:double", "method:half", "method:bfloat16",
+         "method:to", "method:type_as", "method:rsqrt", "method:square", torch.clone, torch.rsqrt, torch.square,
+         torch.log1p, torch.sin, torch.cos, torch.zeros_like, torch.ones_like, F.logsigmoid, F.selu, F.celu, nn.SELU,
+         nn.CELU, nn.Softsign, nn.LogSigmoid, nn.Identity),
         elementwise.unary,
     ),
-    **dict.fromkeys((torch.rsqrt, torch.square, torch.log1p, torch.sin, torch.cos, F.logsigmoid, F.selu, F.celu,
-                     nn.SELU, nn.CELU, nn.Softsign, nn.LogSigmoid, nn.Identity, "method:pow", torch.pow),
-                    elementwise.unary),
+    **dict.fromkeys(
+        (torch.pow, "method:pow", operator.pow, torch.maximum, torch.minimum, torch.where, torch.masked_fill,
+         "method:masked_fill", operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne),
+        elementwise.elementwise,
+    ),
     nn.LocalResponseNorm: elementwise.along_channels,
     F.normalize: elementwise.along_channels,
 }  # fmt: skip
 
+
+_HARMLESS: Final = frozenset({
+    "__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__",
+    "__annotate_func__", "__annotations_cache__", "__static_attributes__", "__firstlineno__", "__parameters__",
+    "__constants__", "__repr__", "extra_repr", "reset_parameters",
+})  # fmt: skip
 
 #: Functions of other packages, which need not be installed, by module and name.
 _NAMED: Final[Mapping[str, Rule]] = {
@@ -84,18 +101,30 @@ _NAMED: Final[Mapping[str, Rule]] = {
 }
 
 
-def rule_of(op: OpCall) -> Rule | None:
-    """The rule that describes ``op``; None where there is none.
+def rule_of(op: OpCall) -> tuple[Rule | None, OpCall]:
+    """The rule that describes ``op``, None where there is none, and ``op`` as the rule takes it.
 
-    A layer of a class that only adds to a known layer's constructor is that layer.
+    A layer of a class that changes nothing but the constructor of a known layer is that layer. A module with hooks or
+    parametrisations computes more than its class says.
     """
-    found = RULES.get(op.kind) if isinstance(op.kind, str) else None
-    found = found or OTHERS.get(op.kind) or _NAMED.get(_full_name(op.kind))
-    if found is None and isinstance(op.kind, type) and op.module is not None and not has_hooks(op.module):
+    if op.module is not None and (has_hooks(op.module) or is_parametrized(op.module) or "forward" in vars(op.module)):
+        return None, op
+    if op.kind is getattr and op.node.args[1] in ("T", "mT"):
+        shape = recorded_value(op.node)
+        return (moves.turned if op.node.args[1] == "mT" or len(shape.shape) == 2 else None), op
+    if isinstance(op.kind, str) and op.kind in RULES:
+        return RULES[op.kind], op
+    if isinstance(op.kind, type):
         for base, kind in STATEFUL_MODULES.items():
-            if issubclass(op.kind, base) and op.kind.forward is base.forward:
-                return RULES.get(kind)
-    return found
+            if issubclass(op.kind, base) and _only_constructs(op.kind, base):
+                return RULES.get(kind), replace(op, kind=kind)
+    return OTHERS.get(op.kind) or _NAMED.get(_full_name(op.kind)), op
+
+
+def _only_constructs(kind: type, base: type) -> bool:
+    """Whether ``kind`` overrides nothing of ``base`` but how it is made and printed."""
+    between = kind.__mro__[: kind.__mro__.index(base)]
+    return not any(hasattr(base, name) and name not in _HARMLESS for cls in between for name in vars(cls))
 
 
 def kind_name(kind: Kind) -> str:
