@@ -17,6 +17,7 @@ from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.factorise import Factorise
 from fxq.passes.fold_batch_norm import FoldBatchNorm
 from fxq.passes.fuse_activation import FuseActivation
+from fxq.passes.insert_observers import InsertObservers
 from fxq.passes.sparsify import Sparsify
 from fxq.tracing import trace
 
@@ -208,6 +209,33 @@ def test_values_of_nodes_and_paths() -> None:
     value = gm.get_submodule("stem.0.expand")(gm.get_submodule("stem.0.reduce")(x))
     torch.testing.assert_close(d.terms["hints"], 2 * (value - teacher.stem(x)).square().mean().detach())
     assert (gm.code, len(gm.graph.nodes)) == (code, nodes)
+
+
+def test_nodes_of_two_graphs_that_are_no_modules() -> None:
+    student, teacher = pair(4, 8)
+    x, _ = batch()
+    student.eval()
+    graphs = [trace(network, x) for network in (student, teacher)]
+    assert all("mean" in {n.name for n in gm.graph.nodes} for gm in graphs)
+    d = distill(*graphs, alpha=1.0, hints=["mean"], example_inputs=x)
+    loss = d(x)
+    ours, theirs = (net.block(net.stem(x)).mean((2, 3)) for net in (student, teacher))
+    torch.testing.assert_close(d.terms["hints"], (d.regressors[0](ours) - theirs).square().mean().detach())
+    loss.backward()
+    assert student.stem[0].weight.grad is not None
+
+
+def test_a_student_with_observers_between_its_layers() -> None:
+    _, teacher = pair()
+    x, y = batch()
+    passes = [Canonicalise(), FoldBatchNorm(), FuseActivation(), InsertObservers()]
+    gm, _ = PassManager(passes)(trace(copy.deepcopy(teacher).eval(), x), x)
+    gm.requires_grad_(True)
+    d = distill(gm, teacher, hints={"stem_0_observer": "stem", "block": "block"})
+    d(x, y).backward()
+    assert gm.get_parameter("stem.0.weight").grad is not None
+    assert float(d.terms["hints"]) < 1e-10  # nothing is quantised yet
+    assert float(d.terms["soft"]) < 1e-10
 
 
 def test_a_graph_runs_the_layers_that_it_has_at_the_time() -> None:
