@@ -8,6 +8,8 @@ scales and shifts and its classifier are not the ones and zeros they are initial
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,12 +43,12 @@ _WARM_UP_BATCH_SIZE = 8
 _WARM_UP_SEED = 1000
 
 
-def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """Build the torchvision classification network ``name`` in evaluation mode.
+def build(name: str, seed: int = 0, size: int | None = None) -> tuple[nn.Module, Tensor]:
+    """Build the torchvision classification network ``name`` in evaluation mode, for images of ``size`` pixels a side.
 
     Returns:
-        The model, and one example image, float32 ``[1, 3, H, W]``. Both depend on ``name`` and ``seed`` alone; the
-        global random state is left as it was.
+        The model, and one example image, float32 ``[1, 3, H, W]``; ``size`` is the network's own unless given. Both
+        depend on the arguments alone; the global random state is left as it was.
 
     Raises:
         InputError: torchvision has no classification network of that name.
@@ -56,12 +58,14 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise InputError(f"no classification network is called {name!r}", fix=nearest(name, known))
+    size = size or image_size(name)
+    options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else _OPTIONS.get(name, {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = torchvision.models.get_model(name, weights=None, **_OPTIONS.get(name, {})).eval()
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **options).eval()
         _randomise_constants(model)
-    _warm_up(model, images(_WARM_UP_BATCHES, _WARM_UP_BATCH_SIZE, image_size(name), seed=_WARM_UP_SEED + seed))
-    return model, images(1, 1, image_size(name), seed=seed)[0]
+    _warm_up(model, images(_WARM_UP_BATCHES, _WARM_UP_BATCH_SIZE, size, seed=_WARM_UP_SEED + seed))
+    return model, images(1, 1, size, seed=seed)[0]
 
 
 def calibration(name: str, batches: int = 8, batch_size: int = 4, seed: int = 1) -> list[Tensor]:

@@ -48,6 +48,15 @@ def test_a_network_is_the_same_for_the_same_seed_and_leaves_the_random_state() -
 
 
 @needs_torchvision
+@pytest.mark.parametrize("name", ["squeezenet1_1", "vit_b_16"])
+def test_a_network_can_be_built_for_another_size(name: str) -> None:
+    model, example = zoo.build(name, size=64)
+    assert example.shape == (1, 3, 64, 64)
+    with torch.inference_mode():
+        assert model(zoo.images(1, 2, 64, seed=3)[0]).shape == (2, 1000)
+
+
+@needs_torchvision
 def test_batch_norms_are_warm_and_in_evaluation_mode() -> None:
     model, example = zoo.build("resnet18")
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
