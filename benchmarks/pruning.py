@@ -3,7 +3,8 @@
     python -m benchmarks.pruning --models resnet50 vit_b_16 --ratio 0.5 --json results/pruning.json
 
 Every tool gets the same network, weights and number of threads, in a process of its own with a limit of time. Times are
-medians of three prunes; what fxq takes to compare its result with the masked dense network in float64 stands apart.
+medians of three prunes, by the clock and of the process alone, which other load does not lengthen; what fxq takes to
+compare its result with the masked dense network in float64, and to verify its passes, stands apart.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from benchmarks import pruning_show, pruning_zoo, show
 from benchmarks.pruning_peers import PEERS
 from benchmarks.pruning_peers.supervise import Outcome, supervise
 
-_WIDTH = 150
+_WIDTH = 160
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ def table(outcomes: Sequence[Outcome], ratio: float, threads: int) -> Table:
     shown = Table(title=f"ratio {ratio:g}, {threads} threads", title_justify="left")
     shown.add_column("network")
     shown.add_column("tool")
-    for heading in ("pruned in", "MACs (G)", "params (M)", "runs", "from masked, float64", "check"):
+    for heading in ("pruned in", "CPU time", "MACs (G)", "params (M)", "runs", "from masked, float64", "check, CPU"):
         shown.add_column(heading, justify="right", no_wrap=True)
     model = ""
     for outcome in outcomes:
@@ -35,18 +35,18 @@ def table(outcomes: Sequence[Outcome], ratio: float, threads: int) -> Table:
 
 
 def cells(outcome: Outcome) -> list[str]:
-    """Return what stands in the table: time, MACs, parameters, batch sizes that run, difference, time of the check."""
+    """Return what stands in the table: times, MACs, parameters, batch sizes that run, difference, the check's time."""
     found = outcome.found
-    seconds = f"{found['seconds']:.2f} s" if found.get("seconds") is not None else "-"
+    times = [f"{found[key]:.2f} s" if found.get(key) is not None else "-" for key in ("seconds", "cpu_seconds")]
     before, after = found.get("before"), found.get("after")
     macs = _change(before["macs"] / 1e9, after["macs"] / 1e9) if before and after else "-"
     params = _change(before["params"] / 1e6, after["params"] / 1e6) if before and after else "-"
     runs = "batch " + ", ".join(map(str, found["runs"])) if found.get("runs") else "fails"
     check = found.get("check")
     if check is None:
-        return [seconds, macs, params, runs, "-", "-"]
+        return [*times, macs, params, runs, "-", "-"]
     difference = "-" if check["difference"] is None else f"{check['difference']:.1e}"
-    return [seconds, macs, params, runs, difference, f"{check['seconds']:.1f} s"]
+    return [*times, macs, params, runs, difference, f"{check['cpu_seconds']:.1f} s"]
 
 
 def _change(before: float, after: float) -> str:

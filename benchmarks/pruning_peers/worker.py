@@ -50,10 +50,11 @@ def examine(
     """Prune copies of ``model`` ``runs`` times, count and run the result, and write all of it to ``path``.
 
     The file holds ``stage``, what is being done, and ``failure`` where that failed, as well as what was found so far:
-    ``seconds``, the median of ``times``; MACs and parameters before and after; whether the result ``runs`` on every
+    ``seconds``, the median of ``times``, and ``cpu_seconds``, that of the process's own time; MACs and parameters
+    before and after; whether the result ``runs`` on every
     batch with outputs of the dense shapes; the ``check`` with its own time.
     """
-    found: dict[str, Any] = {"stage": "pruning", "failure": None, "times": []}
+    found: dict[str, Any] = {"stage": "pruning", "failure": None, "times": [], "cpu_times": []}
     write_json(path, found)
     try:
         for stage in _stages(peer, model, example, batches, ratio, runs, found):
@@ -78,10 +79,11 @@ def _stages(
         model(example)  # so that no tool pays for the first call of the kernels
     for _ in range(runs):
         own = copy.deepcopy(model)
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         pruned = peer.prune(own, example, ratio)
         found["times"].append(time.perf_counter() - start)
-        found["seconds"] = statistics.median(found["times"])
+        found["cpu_times"].append(time.process_time() - worked)
+        found["seconds"], found["cpu_seconds"] = (statistics.median(found[k]) for k in ("times", "cpu_times"))
         yield "pruning"
     yield "counting"
     found["before"], found["after"] = _counts(model, example), _counts(pruned, example)
@@ -90,11 +92,12 @@ def _stages(
     found["runs"] = list(map(len, batches))
     if peer.check is not None:
         yield "check"
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         check = peer.check(copy.deepcopy(model), example, ratio)
         found["check"] = {
             "difference": check.difference, "compared": check.compared, "note": check.note,
             "seconds": max(time.perf_counter() - start - found["seconds"], 0.0),
+            "cpu_seconds": max(time.process_time() - worked - found["cpu_seconds"], 0.0),
         }  # fmt: skip
     yield "done"
 

@@ -42,7 +42,7 @@ def test_a_small_network_through_worker_and_table(small: nn.Module, tmp_path: Pa
     assert (found["stage"], found["failure"], found["runs"]) == ("done", None, [1, 3])
     assert found["before"] == {"macs": 6 * 6 * 16 * 27 + 16 * 4, "params": 16 * 27 + 16 + 32 + 16 * 4 + 4}
     assert found["after"] == {"macs": 6 * 6 * 8 * 27 + 8 * 4, "params": 8 * 27 + 8 + 16 + 8 * 4 + 4}
-    assert len(found["times"]) == 2
+    assert len(found["times"]) == len(found["cpu_times"]) == 2
     assert found["check"]["compared"] > 0
     assert found["check"]["difference"] < 1e-10
     text = _text(outcome)
