@@ -11,7 +11,7 @@ import numpy as np
 from fxq.errors import InputError
 from fxq.pruning.selection.globs import by_group, protected
 from fxq.pruning.selection.ladder import Ladder, Scores, build_ladder
-from fxq.pruning.selection.rounding import RoundTo, multiples
+from fxq.pruning.selection.rounding import RoundTo, align, multiples
 from fxq.structure.group import Group
 
 #: Ratios and fractions are decimal numbers that binary floats only approximate: 100 * 0.29 is 28.999999999999996.
@@ -87,7 +87,7 @@ def choices(
     kept_whole = protected(limits.protect, groups)
     bounds = _bounds(limits.bounds, groups, kept_whole)
     own = by_group({glob: check_ratio(r, f"ratios[{glob!r}]") for glob, r in limits.ratios.items()}, groups, "ratios")
-    multiple = multiples(limits.round_to, groups, limits.target, sizes)
+    multiple = multiples(limits.round_to, groups, limits.target)
     ladders = {}
     for group in groups:
         if not group.prunable or group.name in kept_whole:
@@ -132,7 +132,7 @@ def _checked(glob: str, pair: object) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])  # type: ignore[index]
 
 
-def _limited(ladder: Ladder, bounds: tuple[float, float, str] | None, multiple: int) -> Ladder:
+def _limited(ladder: Ladder, bounds: tuple[float, float, str] | None, candidates: list[int]) -> Ladder:
     low, high, globs = bounds or (0.0, 1.0, "")
     least = math.ceil(ladder.dense * low - _ROUNDING)
     most = math.floor(ladder.dense * high + _ROUNDING)
@@ -143,7 +143,7 @@ def _limited(ladder: Ladder, bounds: tuple[float, float, str] | None, multiple: 
             why=f"{least} to {most} of {ladder.dense} units are asked for; it may keep {_listed(ladder)}",
             fix="widen the bound",
         )  # fmt: skip
-    aligned = inside & ((ladder.allowed % multiple == 0) | (ladder.allowed == ladder.size))
+    aligned = inside & align(ladder, candidates)
     return ladder.restricted(aligned if aligned.any() else inside)
 
 

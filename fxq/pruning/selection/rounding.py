@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fxq.errors import InputError
 from fxq.pruning.selection.globs import by_group
+from fxq.pruning.selection.ladder import Ladder
 from fxq.structure.group import Group
 
 RoundTo = int | str | Mapping[str, int]
-#: With "auto": a group keeps at least about this many steps to choose from.
+#: How many counts a dense group should have to choose from.
 _STEPS = 4
 
 
@@ -29,14 +31,13 @@ def multiple_for_target(target: str) -> int:
     return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
 
-def multiples(round_to: RoundTo, groups: Sequence[Group], target: str, dense: Mapping[str, int]) -> dict[str, int]:
-    """Return for each group the multiple of units that may stay; the whole group may stay as well.
+def multiples(round_to: RoundTo, groups: Sequence[Group], target: str) -> dict[str, list[int]]:
+    """Return for each group the multiples of units that may stay, the preferred first; see :func:`align`.
 
     Args:
         round_to: a number of channels, kept to strictly: a group that is no larger stays whole. A dict of globs and
             numbers; where several globs match, the last counts, and where none does, 1. ``"auto"``: the target's
-            multiple, halved until it is at most a quarter of the group, so small layers can be pruned, too.
-        dense: the sizes of the groups before any pruning.
+            multiple, then its halves.
 
     Raises:
         InputError: ``round_to`` is none of these, a number is below 1, or a glob matches nothing.
@@ -44,25 +45,33 @@ def multiples(round_to: RoundTo, groups: Sequence[Group], target: str, dense: Ma
     if isinstance(round_to, str):
         if round_to != "auto":
             raise InputError(f"round_to={round_to!r} is not known", fix="give 'auto', a number, or a dict of globs")
-        channels = multiple_for_target(target)
-        return {g.name: _in_units(_shrunk(channels, dense[g.name] * _positions(g)), g) for g in groups}
+        halves = [multiple_for_target(target) >> i for i in range(multiple_for_target(target).bit_length())]
+        return {g.name: [_in_units(n, g) for n in halves] for g in groups}
     if isinstance(round_to, Mapping):
         found = by_group({glob: _checked(n) for glob, n in round_to.items()}, groups, "round_to")
         chosen = {name: values[-1][1] for name, values in found.items()}
-        return {g.name: _in_units(chosen.get(g.name, 1), g) for g in groups}
-    return {g.name: _in_units(_checked(round_to), g) for g in groups}
+        return {g.name: [_in_units(chosen.get(g.name, 1), g)] for g in groups}
+    return {g.name: [_in_units(_checked(round_to), g)] for g in groups}
+
+
+def align(ladder: Ladder, candidates: Sequence[int]) -> NDArray[np.bool_]:
+    """Return which counts are multiples: of the first candidate that leaves enough of them, else of the last.
+
+    Enough are four in the dense group, or as many as there are at all; the whole group counts always. So layers can be
+    pruned that are small, or grouped in ways that no larger multiple fits.
+    """
+    enough = min(_STEPS * ladder.size / ladder.dense, len(ladder.counts))
+    for multiple in candidates:
+        aligned = (ladder.counts % multiple == 0) | (ladder.counts == ladder.size)
+        if np.count_nonzero(aligned) >= enough:
+            break
+    return aligned
 
 
 def _checked(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"round_to is {value!r}", fix="give a number of channels that is 1 or more, or 'auto'")
     return value
-
-
-def _shrunk(multiple: int, size: int) -> int:
-    while multiple > 1 and multiple * _STEPS > size:
-        multiple //= 2
-    return multiple
 
 
 def _positions(group: Group) -> int:

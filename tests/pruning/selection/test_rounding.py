@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fxq.errors import InputError
+from fxq.pruning.selection.limits import Limits, choices
 from fxq.pruning.selection.rounding import multiple_for_target
-from tests.pruning.selection.by_hand import choose, group, parts
+from tests.pruning.selection.by_hand import choose, group, parts, rising
 
 
 def allowed(size: int, round_to: object, target: str = "reference", **options: object) -> list[int]:
@@ -49,6 +50,16 @@ def test_auto_is_the_target_s_multiple_in_large_groups() -> None:
     assert allowed(128, "auto", "onednn") == list(range(lanes, 129, lanes))
     assert allowed(16, "auto", "onednn") == [4, 8, 12, 16]
     assert allowed(3, "auto", "onednn") == [1, 2, 3]
+    assert allowed(104, "auto", "onednn", balance=[parts(104, 13)]) == [26, 52, 78, 104]
+    assert allowed(24, "auto", "onednn", balance=[parts(24, 12)]) == [12, 24]
+
+
+def test_auto_in_later_steps_is_what_it_was_in_the_first() -> None:
+    g = group("a", 48)
+    found = choices([g], rising(g), Limits(round_to="auto", target="onednn"), {"a": 64})
+    assert found.ladders["a"].allowed.tolist() == list(
+        range(multiple_for_target("onednn"), 49, multiple_for_target("onednn"))
+    )
 
 
 @pytest.mark.parametrize("value", [0, -8, 2.0, True, None, "8", {"a": 0}])
