@@ -64,7 +64,7 @@ class Coding:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A coding and its parts, by name: ``values``, ``palette``, ``codes``, ``bitmap``, ``patterns``, ``gaps``, ``signs``."""
+    """A coding and its parts by name: values, palette, codes, bitmap, patterns, gaps, signs."""
 
     coding: Coding
     parts: dict[str, Unsigned]

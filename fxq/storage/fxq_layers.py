@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxq import nn as fnn
 from fxq.nn.epilogue import Epilogue
 from fxq.nn.geometry import ConvGeometry
-from fxq.nn.kernels import BACKENDS, Quantisation, Weights
+from fxq.nn.kernels import BACKENDS, Quantisation, Weights, kernel_set
 from fxq.quant.observers import MinMaxObserver, MovingAverageObserver, PerChannelMinMaxObserver
 from fxq.quant.qparams import QParams
 from fxq.storage.checks import fields, refuse
@@ -75,6 +75,8 @@ def _settings(value: Any, types: dict[str, Any], where: str) -> dict[str, Any]:
     found = {name: reader.decode(kind, known[name]) for name, kind in types.items()}
     if found.get("backend", "reference") not in BACKENDS:
         refuse(f"there is no int8 backend {found['backend']!r:.60}", where)
+    with torch.device("cpu"):  # it may try the kernels to answer, which must not happen on the meta device
+        kernel_set(found.get("backend", "reference"))
     if not 1 <= found.get("ndim", 1) <= 3 or len(found.get("output_size", ())) > 3:
         refuse("a pool has one, two or three dimensions", where)
     return found

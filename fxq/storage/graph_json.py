@@ -69,7 +69,7 @@ def _target(node: fx.Node, where: str) -> str:
             raise _unknown_function(node, where)
         if node.target is getattr and not _reads_attribute(node.args, node.kwargs):
             raise InputError(
-                f"the attribute {node.args[1]!r} is read off a value", where=where,
+                f"an attribute is read off a value: {list(node.args[1:])}", where=where,
                 why="a file may only read shapes, dtypes and the like",
                 fix="give dataclass inputs as dicts or tuples, and compute what is read as an attribute",
             )  # fmt: skip
@@ -92,7 +92,9 @@ def _unknown_function(node: fx.Node, where: str) -> InputError:
 
 
 def _reads_attribute(args: Sequence[Any], kwargs: Any) -> bool:
-    return len(args) == 2 and not kwargs and isinstance(args[0], fx.Node) and args[1] in ATTRIBUTES
+    if len(args) != 2 or kwargs or not isinstance(args[0], fx.Node):
+        return False
+    return isinstance(args[1], str) and args[1] in ATTRIBUTES
 
 
 def _encode_recorded(value: Any) -> Any:

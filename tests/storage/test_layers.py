@@ -1,0 +1,181 @@
+"""Every type of module that a file may hold: its settings, read off and built again, give the same module."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from fxq import nn as fnn
+from fxq.errors import InputError, StorageError
+from fxq.quant.observers import MinMaxObserver, MovingAverageObserver, PerChannelMinMaxObserver
+from fxq.quant.qparams import QParams
+from fxq.storage import load, save
+from fxq.storage.module_plan import plan_modules
+from fxq.storage.module_tree import codecs
+
+A, B, C = QParams(0.02, 3), QParams(0.03, 128), QParams(0.5, 255)
+RELU = fnn.Epilogue("relu")
+CLIP = fnn.Epilogue("hardtanh", (-1.0, 2.5), add=True)
+
+
+def conv(n: int, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    layer: nn.Module = getattr(nn, f"Conv{n}d")(4, 6, 3, **options)
+    return layer
+
+
+def transposed(n: int) -> nn.Module:
+    torch.manual_seed(0)
+    layer: nn.Module = getattr(nn, f"ConvTranspose{n}d")(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2)
+    return layer
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(5, 4)
+
+
+def qdq(layer: nn.Module, epilogue: fnn.Epilogue | None = None) -> Any:
+    return fnn.quantize_layer(layer if epilogue is None else fnn.fuse_layer(layer, epilogue))
+
+
+def observed(observer: nn.Module) -> nn.Module:
+    observer.active = True  # type: ignore[assignment]
+    observer(torch.tensor([[-1.0, 4.0], [0.5, 2.0]]))
+    observer.active = False  # type: ignore[assignment]
+    return observer
+
+
+def lowered(name: str, layer: nn.Module, *parameters: QParams | None) -> nn.Module:
+    module: nn.Module = getattr(fnn, name).from_qdq(layer, *parameters)
+    return module
+
+
+TORCH: list[nn.Module] = [
+    conv(1, padding="same", padding_mode="reflect"), conv(2, stride=(1, 2), groups=2, bias=False), conv(3, padding=1),
+    transposed(1), transposed(2), transposed(3),
+    linear(), nn.modules.linear.NonDynamicallyQuantizableLinear(3, 2, bias=False), nn.Bilinear(2, 3, 4),
+    nn.Identity(), nn.Sigmoid(), nn.Tanh(), nn.Softsign(), nn.Tanhshrink(), nn.LogSigmoid(), nn.Softmax2d(),
+    nn.ReLU(inplace=True), nn.ReLU6(), nn.Hardswish(), nn.Hardsigmoid(), nn.SiLU(), nn.Mish(), nn.SELU(),
+    nn.Hardtanh(-2, float("inf")), nn.LeakyReLU(0.3), nn.ELU(0.5), nn.CELU(0.25), nn.GELU("tanh"), nn.Softplus(2, 5),
+    nn.Threshold(0.1, 20.0), nn.Hardshrink(0.3), nn.Softshrink(0.2), nn.RReLU(0.1, 0.4), nn.PReLU(3), nn.Softmax(-1),
+    nn.LogSoftmax(1), nn.Softmin(0), nn.GLU(2), nn.BatchNorm1d(4), nn.BatchNorm2d(4, momentum=None),
+    nn.BatchNorm3d(4, affine=False, track_running_stats=False), nn.SyncBatchNorm(4, eps=1e-3), nn.InstanceNorm1d(4),
+    nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.InstanceNorm3d(4), nn.GroupNorm(2, 4, affine=False),
+    nn.LayerNorm((3, 4), bias=False), nn.RMSNorm(4), nn.LocalResponseNorm(2, k=0.5), nn.Embedding(5, 3, padding_idx=-1),
+    nn.EmbeddingBag(5, 3, mode="max", include_last_offset=True), nn.MaxPool1d(2), nn.MaxPool2d((2, 3), 1, (0, 1)),
+    nn.MaxPool3d(2, return_indices=True), nn.AvgPool1d(2), nn.AvgPool2d(3, divisor_override=2), nn.AvgPool3d(2),
+    nn.AdaptiveAvgPool1d(3), nn.AdaptiveAvgPool2d((None, 2)), nn.AdaptiveAvgPool3d(1), nn.AdaptiveMaxPool1d(2),
+    nn.AdaptiveMaxPool2d(2, return_indices=True), nn.AdaptiveMaxPool3d(2), nn.LPPool1d(2, 3), nn.LPPool2d(1.5, 2),
+    nn.MaxUnpool1d(2), nn.MaxUnpool2d(2), nn.MaxUnpool3d(2), nn.ConstantPad1d(1, 2.0),
+    nn.ConstantPad2d((1, 0, 2, 0), -1), nn.ConstantPad3d(1, float("-inf")),
+    nn.ReflectionPad1d(1), nn.ReflectionPad2d(1), nn.ReflectionPad3d(1),
+    nn.ReplicationPad1d(1), nn.ReplicationPad2d(1), nn.ReplicationPad3d(1), nn.ZeroPad1d(1), nn.ZeroPad2d((1, 2, 3, 4)),
+    nn.ZeroPad3d(1), nn.CircularPad1d(1), nn.CircularPad2d(1), nn.CircularPad3d(1), nn.Dropout(0.3, inplace=True),
+    nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d(), nn.AlphaDropout(), nn.FeatureAlphaDropout(),
+    nn.LSTM(3, 5, 2, proj_size=2, dropout=0.1), nn.GRU(3, 4, bidirectional=True, bias=False),
+    nn.RNN(3, 4, nonlinearity="relu", batch_first=True), nn.LSTMCell(3, 4), nn.GRUCell(3, 4, bias=False),
+    nn.RNNCell(3, 4, nonlinearity="relu"), nn.MultiheadAttention(4, 2, kdim=3, vdim=5, add_bias_kv=True),
+    nn.Upsample(scale_factor=(2.0, 1.5), mode="bilinear", align_corners=True), nn.UpsamplingNearest2d(size=(3, 4)),
+    nn.UpsamplingBilinear2d(scale_factor=2), nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.ChannelShuffle(2),
+    nn.Flatten(2), nn.Unflatten(1, (2, 3)), nn.Fold((4, 5), 2, stride=2), nn.Unfold(2), nn.CosineSimilarity(dim=0),
+    nn.PairwiseDistance(1.0, keepdim=True),
+]  # fmt: skip
+
+FXQ: list[nn.Module] = [
+    *[fnn.fuse_layer(conv(n), CLIP) for n in (1, 2, 3)],
+    *[fnn.fuse_layer(transposed(n), RELU) for n in (1, 2, 3)],
+    fnn.fuse_layer(linear(), fnn.Epilogue("gelu", ("tanh",))),
+    *[qdq(conv(n, padding="same", groups=2), RELU) for n in (1, 2, 3)],
+    *[qdq(transposed(n)) for n in (1, 2, 3)],
+    qdq(linear(), CLIP),
+    *[lowered(f"QConv{n}d", qdq(conv(n, padding_mode="reflect", padding=1), CLIP), A, B, C) for n in (1, 2, 3)],
+    *[lowered(f"QConvTranspose{n}d", qdq(transposed(n)), A, None) for n in (1, 2, 3)],
+    fnn.QLinear.from_qdq(qdq(nn.Linear(3, 2, bias=False), RELU), A, B),
+    fnn.QBatchNorm(A, B, torch.tensor([0.5, -1.0]), torch.tensor([0.1, 0.2]), RELU),
+    fnn.QAdd(A, B, C, RELU), fnn.QMul(A, B, C), fnn.QCat([A, B, A], C, dim=1), fnn.QMaxPool(2, 3, 2, 1, ceil_mode=True),
+    fnn.QPad((1, 2, 0, -1), A, "constant", -0.5), fnn.QAvgPool(2, A, B, 3, 2, 1, divisor_override=4),
+    fnn.QAdaptiveAvgPool(2, A, B, (None, 3)), fnn.QMean(A, B, (2, 3), keepdim=True),
+    fnn.QLookup(A, B, "hardtanh", 0.0, float("inf")), fnn.Quantize(A, pixels=True), fnn.Dequantize(B),
+    observed(MinMaxObserver("here")), observed(MovingAverageObserver("here", 0.3)),
+    observed(PerChannelMinMaxObserver("there", 1)),
+]  # fmt: skip
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    hidden = ("_modules", "_parameters", "_buffers", "_flat_weights", "_flat_weight_refs", "_run", "_derived")
+    return {k: v for k, v in vars(module).items() if k not in hidden}
+
+
+def call_of(module: nn.Module) -> fx.GraphModule:
+    graph = fx.Graph()
+    graph.output(graph.call_module("layer", (graph.placeholder("x"),)))
+    return fx.GraphModule(nn.ModuleDict({"layer": module}), graph)
+
+
+@pytest.mark.parametrize("module", [*TORCH, *FXQ], ids=lambda m: type(m).__name__)
+def test_a_layer_comes_back_as_it_was(module: nn.Module, tmp_path: Path) -> None:
+    module.eval()
+    save(call_of(module), tmp_path / "m")
+    found: Any = load(tmp_path / "m").layer
+    assert type(found) is type(module)
+    assert repr(found) == repr(module)
+    assert str(plain_attributes(found)) == str(plain_attributes(module))
+    assert list(found.state_dict()) == list(module.state_dict())
+    for a, b in zip(found.state_dict().values(), module.state_dict().values(), strict=True):
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+def test_every_type_in_the_tables_has_an_example() -> None:
+    assert {c.cls for c in codecs().values()} == {type(m) for m in (*TORCH, *FXQ)}
+
+
+WRONG = [None, True, -1, 0, 10**18, 2.5, "x", [], [1, 2, 3, 4], {"float": "nan"}, {"tuple": [0]}, {"a": 1}]
+
+
+@pytest.mark.parametrize("name", sorted(codecs()))
+def test_other_settings_give_a_layer_without_values_or_one_error(name: str) -> None:
+    codec = codecs()[name]
+    example = next(m for m in (*TORCH, *FXQ) if type(m) is codec.cls)
+    settings = json.loads(json.dumps(codec.read(example)))
+    for key, wrong in itertools.product(settings, WRONG):
+        layer = {"type": name, "training": False, "settings": {**settings, key: wrong}}
+        try:
+            planned = plan_modules([layer, {"type": "graph", "training": False, "children": {"x": 0}}], [], [])
+        except StorageError:
+            continue
+        assert type(planned[0].module) is codec.cls
+
+
+def test_a_subclass_is_not_its_parent(tmp_path: Path) -> None:
+    class MyConv(nn.Conv2d):
+        pass
+
+    with pytest.raises(InputError, match=r"MyConv[^\n]*\n  where: module `layer`(.|\n)*Conv"):
+        save(call_of(MyConv(1, 1, 1)), tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_layers_of_an_impossible_geometry_are_refused() -> None:
+    layer = next(m for m in FXQ if isinstance(m, fnn.QConv2d))
+    codec = codecs()["fxq.nn.QConv2d"]
+    settings = codec.read(layer)
+    for change in ({"groups": 3}, {"stride": [1]}, {"stride": [0, 1]}, {"transposed": True}, {"padding_mode": "same"},
+                   {"kernel_size": [3, 3, 3]}, {"in_channels": -4}):  # fmt: skip
+        with pytest.raises(StorageError, match="cannot have this geometry"):
+            codec.build({**settings, "geometry": {**settings["geometry"], **change}}, "here")
+
+
+def test_scales_must_be_numbers(tmp_path: Path) -> None:
+    layer = qdq(linear())
+    module = fnn.QLinear.from_qdq(layer, A, B)
+    module.weight_scale[1] = float("nan")
+    save(call_of(module), tmp_path / "m")
+    with pytest.raises(StorageError, match="scale is not finite"):
+        load(tmp_path / "m")
