@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 
 from fxq.errors import VerifyError
 from fxq.manager import PassContext, Report
-from fxq.manager.running import run_on_copy
 from fxq.passes.prune_channels import PruneChannels
 from fxq.pruning.choosing import Choice, Chooser, Measure, choose
 from fxq.pruning.criteria import Criterion
@@ -159,5 +158,4 @@ def build(structure: Structure, keep: Mapping[str, Mask], inputs: ModelInputs, r
     kept = tuple((name, tuple(np.flatnonzero(mask).tolist())) for name, mask in keep.items() if not mask.all())
     pruned, record = PruneChannels(kept)(structure.gm, context=PassContext(inputs))
     report.add(record)
-    run_on_copy(pruned, inputs)  # the shapes recorded on its nodes are the dense graph's
     return pruned
