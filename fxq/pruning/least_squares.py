@@ -12,7 +12,7 @@ from fxq.pruning.columns import Columns
 from fxq.pruning.sampling import LayerMoments
 
 #: What is tried, relative to the mean of the eigenvalues of x x^T.
-RIDGES = (1e-4, 1e-2, 1.0)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 #: Where the rows cannot be split to choose one.
 _DEFAULT = 1e-2
 #: Below it the error is rounding of float32 outputs, and the layer is left alone.
@@ -67,7 +67,7 @@ def fit(halves: tuple[LayerMoments, LayerMoments], ridge: float | None = None) -
 
     Args:
         halves: the sums over two halves of the rows (of different images).
-        ridge: the penalty; None fits each half with each of three, takes the one with the smallest error on the other
+        ridge: the penalty; None fits each half with each of four, takes the one with the smallest error on the other
             half, and keeps the old weights where none lowers that error.
     """
     moments, layer = _sum(*halves), halves[0].layer

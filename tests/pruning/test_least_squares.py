@@ -13,6 +13,11 @@ from fxq.pruning.sampling import LayerMoments
 Halves = tuple[LayerMoments, LayerMoments]
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def rows_of(layer: Columns, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Inputs far from the mean 0, and targets that a linear layer explains but for noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -64,7 +69,7 @@ def test_the_ridge_pulls_towards_the_old_weights() -> None:
     ridge = 0.3
     root = (ridge * moments.xx[0].diagonal().mean()).sqrt()
     # the penalty as rows more: root * (W - W_old) = 0
-    padded = torch.cat([x[:, 0], root * torch.eye(6)]), torch.cat([y, root * old.matrix[0].T])
+    padded = torch.cat([x[:, 0], root * torch.eye(6, dtype=torch.float64)]), torch.cat([y, root * old.matrix[0].T])
     expected = torch.linalg.lstsq(*padded).solution.T
     torch.testing.assert_close(solve(moments, old, ridge).matrix[0], expected, rtol=1e-8, atol=1e-8)
 
