@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -164,14 +165,17 @@ def replacing(path: Path) -> Iterator[Path]:
         raise InputError("there is a folder of this name", where=str(path), fix="give the path of a file")
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = os.fstat(
+            handle
+        ).st_mode  # as a new file of this process gets it; the library makes its own, for us alone
+        os.close(handle)
     except OSError as error:
         raise InputError("the file cannot be written", where=str(path), why=error.strerror or str(error),
                          fix="give a path in a folder that exists and may be written") from error  # fmt: skip
     try:
         yield temporary
-        if path.exists():
-            os.chmod(temporary, path.stat().st_mode & 0o7777)
+        os.chmod(temporary, stat.S_IMODE(path.stat().st_mode if path.exists() else mode))
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:

@@ -221,12 +221,11 @@ def _attach(plan: PlannedModule, children: dict[str, nn.Module], *, is_container
     if is_container:
         module._modules = dict(children)
         return
-    own = dict(module._modules)
+    own = {name: child for name, child in module._modules.items() if child is not None}
     if {n: type(m) for n, m in own.items()} != {n: type(m) for n, m in children.items()}:
         refuse("the layer has other children", plan.where)
     for name, child in children.items():
-        wanted = own[name]
-        if wanted is None or _shapes(wanted) != _shapes(child):
+        if _shapes(own[name]) != _shapes(child):
             refuse(f"the child {name!r} has other shapes than the layer makes", plan.where)
         module._modules[name] = child
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from fxq.errors import InputError, nearest
 from fxq.storage.checks import MAX_DEPTH
@@ -23,6 +24,7 @@ from fxq.storage.codec import Codec
 from fxq.storage.fxq_layers import fxq_codecs
 from fxq.storage.tensors import TensorWriter
 from fxq.storage.torch_layers import torch_codecs
+from fxq.storage.transformers import transformer_codecs
 
 #: Modules that hold others and compute nothing of their own.
 CONTAINERS: Final[dict[str, type[nn.Module]]] = {
@@ -41,7 +43,7 @@ _HOOKS: Final = (
 @functools.cache
 def codecs() -> dict[str, Codec]:
     """Return every type of module that a file may hold, beside the containers, by name."""
-    return {**torch_codecs(), **fxq_codecs()}
+    return {**torch_codecs(), **transformer_codecs(), **fxq_codecs()}
 
 
 @functools.cache
@@ -119,11 +121,11 @@ def _memory(tensor: Tensor) -> Any:
 
 
 def _check(module: nn.Module, name: str | None, path: str) -> None:
+    """Raise InputError where ``module``, of the type that a file calls ``name``, cannot be saved."""
     where = f"module `{path}`" if path else "the graph module itself"
-    if any(getattr(module, hooks, None) for hooks in _HOOKS):
-        raise InputError("a module carries hooks, which are code", where=where, fix="remove them before saving")
-    if "forward" in module.__dict__:
-        raise InputError("a module's forward was replaced", where=where, fix="remove the replacement before saving")
+    if parametrize.is_parametrized(module):
+        raise InputError("a module carries parametrisations, which are code", where=where,
+                         fix="torch.nn.utils.parametrize.remove_parametrizations makes plain weights")  # fmt: skip
     if name is None:
         cls = type(module)
         raise InputError(
@@ -132,3 +134,7 @@ def _check(module: nn.Module, name: str | None, path: str) -> None:
             fix="rewrite it with layers of torch.nn that can be traced; or keep this model with torch.save. "
             "Of the types that a file holds, " + nearest(cls.__name__, [n.rpartition(".")[2] for n in codecs()]),
         )  # fmt: skip
+    if any(getattr(module, hooks, None) for hooks in _HOOKS):
+        raise InputError("a module carries hooks, which are code", where=where, fix="remove them before saving")
+    if "forward" in module.__dict__:
+        raise InputError("a module's forward was replaced", where=where, fix="remove the replacement before saving")

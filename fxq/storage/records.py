@@ -68,14 +68,14 @@ class RecordReader:
     def decode(self, kind: Any, value: Any) -> Any:
         """Return ``value`` as the type ``kind``: a dataclass, an enum, or built of ``list``, ``tuple``, ``dict``,
         unions and plain types."""
+        if kind in _PLAIN:  # by far the most
+            return _PLAIN[kind](value, self._where)
         if kind is self._shared and kind is not None:
             return self._table[integer(value, self._where, 0, len(self._table) - 1)]
         if dataclasses.is_dataclass(kind):
             return self._record(kind, value)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
             return self._enum(kind, value)
-        if kind in _PLAIN:
-            return _PLAIN[kind](value, self._where)
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin in (types.UnionType, typing.Union):
             return self._union(arguments, value)
@@ -106,7 +106,7 @@ class RecordReader:
 
     def _union(self, kinds: tuple[Any, ...], value: Any) -> Any:
         for kind in kinds:
-            if _fits(kind, value):
+            if _fits(kind, value) or (kind is self._shared and type(value) is int):
                 return self.decode(kind, value)
         return refuse(f"an unexpected value: {short(value)}", self._where)
 

@@ -75,15 +75,16 @@ PairwiseDistance: p=norm eps keepdim
 _FLAGS: Final = """
 bias affine elementwise_affine track_running_stats inplace ceil_mode count_include_pad return_indices batch_first
 bidirectional scale_grad_by_freq sparse include_last_offset add_bias_kv add_zero_attn keepdim align_corners
-recompute_scale_factor
+recompute_scale_factor norm_first
 """
 _WORDS: Final = "padding_mode mode approximate nonlinearity"
 _NUMBERS: Final = """
 eps momentum p alpha beta k negative_slope min_val max_val threshold value lambd lower upper norm_type max_norm
-dropout scale_factor
+dropout scale_factor layer_norm_eps
 """
 _MAX_SIZE: Final = 2**31
-_MAX_LAYERS: Final = 128
+#: The most layers that one recurrent module or stack of transformers has.
+MAX_LAYERS: Final = 128
 
 
 @functools.cache
@@ -132,7 +133,7 @@ def _setting(name: str, value: Any, where: str) -> Any:
     elif name in _NUMBERS.split():
         good = all(_is_number(v) for v in (value if isinstance(value, tuple | list) else (value,)))
     elif name == "num_layers":
-        good = _is_size(value) and value <= _MAX_LAYERS
+        good = _is_size(value) and value <= MAX_LAYERS
     else:
         words = name == "padding" and value in ("same", "valid")
         good = words or all(_is_size(v) for v in (value if isinstance(value, tuple | list) else (value,)))

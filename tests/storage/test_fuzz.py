@@ -178,7 +178,7 @@ for seed in range(count):
     if in_report:
         edited.report = copy.deepcopy(forged.report)
     else:
-        edited.graph = copy.deepcopy(forged.graph)
+        edited.graph, edited.report = copy.deepcopy(forged.graph), None
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
         edit(edited.report if in_report else edited.graph, rng)
     try:

@@ -86,6 +86,10 @@ TORCH: list[nn.Module] = [
     nn.UpsamplingBilinear2d(scale_factor=2), nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.ChannelShuffle(2),
     nn.Flatten(2), nn.Unflatten(1, (2, 3)), nn.Fold((4, 5), 2, stride=2), nn.Unfold(2), nn.CosineSimilarity(dim=0),
     nn.PairwiseDistance(1.0, keepdim=True),
+    nn.TransformerEncoderLayer(4, 2, 8, activation="gelu", batch_first=True, norm_first=True, bias=False),
+    nn.TransformerDecoderLayer(4, 2, 8, dropout=0.3),
+    nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2, nn.LayerNorm(4)),
+    nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 8), 2),
 ]  # fmt: skip
 
 FXQ: list[nn.Module] = [
