@@ -69,11 +69,11 @@ def prune(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. Any batch size works with the
             result.
         ratio: the fraction of each group's units to remove, in [0, 1): of n units n - floor(n * ratio) stay, and at
-            least one. With ``scope="global"``, of all units together.
+            least one, rounded up as ``round_to`` says. With ``scope="global"``, of all units together.
         macs, params, latency: in place of a ratio, the fraction of the dense model's multiply-adds, parameters or
             measured latency that remains, in (0, 1]; met within 2 % of the dense cost.
         plan: in place of a ratio, what an earlier prune chose: ``plan_of(pruned)``. Options that choose do not count.
-        criterion: what makes a unit worth keeping: a name in ``fxq.pruning.CRITERIA``, a criterion, or a function of a
+        criterion: what makes a unit worth keeping: a name in ``fxq.pruning.criteria.CRITERIA``, ``"thinet"``, ``"lasso"``, a criterion, or a function of a
             group that returns one score for each unit, higher for what is kept.
         coupling: how the scores of several layers that compute the same channels become one: ``"sum"``, ``"mean"``,
             ``"max"``, ``"leader"``, ``"union"``, or ``"none"``: such channels stay.

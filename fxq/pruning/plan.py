@@ -140,6 +140,8 @@ def _mask(group: Group, units: KeptUnits) -> Mask:
         left = {int(mask[partition == part].sum()) for part in np.unique(partition[partition >= 0])}
         if len(left) > 1 or 0 in left:
             raise InputError("the plan leaves the parts of a grouped layer unequal", where=f"group `{group.name}`")
+    if not all(mask[units].any() for units in group.cover):
+        raise InputError("the plan leaves a layer without channels", where=f"group `{group.name}`")
     return mask
 
 

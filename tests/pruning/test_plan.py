@@ -65,6 +65,8 @@ def test_units_that_must_stay() -> None:
         plan.masks([group("0", 4, fixed=[0], reason="an output")])
     with pytest.raises(InputError, match="parts of a grouped layer unequal"):
         make_plan(model(), [{"0": mask(0, 1, 2)}]).masks([group("0", 4, balance=[parts(4, 2)])])
+    with pytest.raises(InputError, match="a layer without channels"):
+        plan.masks([group("0", 4, cover=[[0, 2]])])
 
 
 @pytest.mark.parametrize(

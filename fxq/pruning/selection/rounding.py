@@ -62,7 +62,7 @@ def align(ladder: Ladder, candidates: Sequence[int]) -> NDArray[np.bool_]:
     """
     enough = min(_STEPS * ladder.size / ladder.dense, len(ladder.counts))
     for multiple in candidates:
-        aligned = (ladder.counts % multiple == 0) | (ladder.counts == ladder.size)
+        aligned: NDArray[np.bool_] = (ladder.counts % multiple == 0) | (ladder.counts == ladder.size)
         if np.count_nonzero(aligned) >= enough:
             break
     return aligned
