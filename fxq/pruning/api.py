@@ -73,8 +73,9 @@ def prune(
         macs, params, latency: in place of a ratio, the fraction of the dense model's multiply-adds, parameters or
             measured latency that remains, in (0, 1]; met within 2 % of the dense cost.
         plan: in place of a ratio, what an earlier prune chose: ``plan_of(pruned)``. Options that choose do not count.
-        criterion: what makes a unit worth keeping: a name in ``fxq.pruning.criteria.CRITERIA``, ``"thinet"``, ``"lasso"``, a criterion, or a function of a
-            group that returns one score for each unit, higher for what is kept.
+        criterion: what makes a unit worth keeping: a name in ``fxq.pruning.criteria.CRITERIA``, ``"thinet"``,
+            ``"lasso"``, a criterion, or a function of a group that returns one score for each unit, higher for what
+            is kept.
         coupling: how the scores of several layers that compute the same channels become one: ``"sum"``, ``"mean"``,
             ``"max"``, ``"leader"``, ``"union"``, or ``"none"``: such channels stay.
         scope: ``"layer"`` removes the same share of every group; ``"global"`` what scores least in the whole model.
