@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import secrets
 import stat
@@ -191,14 +192,23 @@ def write_stored(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     try:
         save_file(dict(tensors), path, metadata={**metadata, CHECKSUM: _NO_CHECKSUM})
         with path.open("r+b") as file:
-            header = file.read(int.from_bytes(file.read(8), "little"))
+            header = _in_order(file.read(int.from_bytes(file.read(8), "little")))
             checksum = _digest(file, header)
-            file.seek(8 + header.index(_field(_NO_CHECKSUM)))
-            file.write(_field(checksum))
+            file.seek(8)
+            file.write(header.replace(_field(_NO_CHECKSUM), _field(checksum)))
             file.flush()
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         raise InputError("the file cannot be written", where=str(path.parent), why=str(error)) from error
+
+
+def _in_order(header: bytes) -> bytes:
+    """Return the header with its metadata sorted: the library writes that in another order each time."""
+    parsed = json.loads(header)
+    metadata = dict(sorted(parsed.pop("__metadata__").items()))
+    text = json.dumps({"__metadata__": metadata, **parsed}, separators=(",", ":"), ensure_ascii=False)
+    sorted_header = text.encode().ljust(len(header))
+    return sorted_header if len(sorted_header) == len(header) else header
 
 
 def _sync_folder(folder: Path) -> None:

@@ -96,8 +96,8 @@ def outcome(path: Path, with_report: bool = False) -> str:
     """Load a file and run what comes out of it, in memory that a test limits."""
     try:
         gm = load(path)
-    except StorageError:
-        return "refused"
+    except StorageError as error:
+        return "out of memory" if "not enough memory" in str(error) else "refused"
     if with_report:
         str(fxq.report(gm))
     try:
@@ -199,3 +199,4 @@ def test_edited_json_with_a_good_checksum_in_little_memory(stage: str, tmp_path:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "'refused'" in done.stdout
     assert "'ran'" in done.stdout
+    assert "out of memory" not in done.stdout

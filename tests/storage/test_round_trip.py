@@ -199,6 +199,15 @@ def test_saving_and_loading_leave_everything_as_it_was(tmp_path: Path) -> None:
     assert_same(state, dict(gm.state_dict()))
 
 
+def test_the_same_module_makes_the_same_file(tmp_path: Path) -> None:
+    gm = CASES["reference"][0]()
+    for i in range(4):
+        save(gm, tmp_path / str(i))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    save(load(tmp_path / "0"), tmp_path / "0")
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+
+
 _PROCESS = """
 import pathlib, pickle, sys, torch
 import fxq

@@ -63,7 +63,8 @@ def test_deep_values_are_refused() -> None:
 @pytest.mark.parametrize(
     "value",
     [{}, {"a": 1}, {"tuple": 1}, {"tuple": [1], "x": 2}, {"dtype": "relu"}, {"dtype": ["float32"]},
-     {"device": "cpu; x"}, {"device": "banana"}, {"slice": [1, 2]}, {"slice": ["a", None, None]}, {"size": [1.0]}, {"dict": [[1]]},
+     {"device": "cpu; x"}, {"device": "banana"}, {"slice": [1, 2]}, {"slice": ["a", None, None]},
+     {"size": [1.0]}, {"dict": [[1]]},
      {"dict": [[[1], 2]]}, {"dict": [[1, 2], [1, 3]]}, {"float": "1e5"}, {"float": 1.0}, {"node": 0}, {"node": -1},
      {"node": True}, {"node": {"node": 0}}, {"complex": [1]}, {"type": "object"}, 2**63, "\ud800"],
     ids=repr,
