@@ -146,8 +146,10 @@ def _counts(family: Family, goal: Goal, measure: Measure | None) -> tuple[Counts
     def cost(counts: Counts) -> float:
         return measure(masks(family.choices, counts))
 
-    search = bisect if goal.kind == "latency" else fit  # measured costs do not tell single steps apart
-    found = search(family, cost, goal.value)
+    if goal.kind == "latency":  # measured: too noisy to tell single steps apart
+        found = bisect(family, cost, goal.value, close=TOLERANCE / 2)
+    else:
+        found = fit(family, cost, goal.value)
     return found.counts, found.cost
 
 

@@ -25,7 +25,7 @@ class Found:
     cost: float
 
 
-def bisect(family: Family, cost: Cost, budget: float) -> Found:
+def bisect(family: Family, cost: Cost, budget: float, close: float = 0.0) -> Found:
     """Return the selection of ``family`` that keeps most and does not cost more than ``budget``.
 
     Where even the selection that keeps least costs more, it is that one: the floor.
@@ -33,6 +33,7 @@ def bisect(family: Family, cost: Cost, budget: float) -> Found:
     Args:
         cost: falls along the family's parameters.
         budget: fraction of the dense model's cost.
+        close: how far below the budget is near enough to stop, for costs that are measured.
     """
     parameters = family.parameters()
     counts = family.at(float(parameters[-1]))
@@ -48,6 +49,8 @@ def bisect(family: Family, cost: Cost, budget: float) -> Found:
             low = middle
         else:
             high, best = middle, Found(counts, spent)
+            if spent >= budget - close:
+                break
     return best
 
 

@@ -53,6 +53,18 @@ def test_bisection_asks_few_times() -> None:
     assert len(asked) <= 9  # 2 ** 8 > 176 scores, and the floor
 
 
+def test_bisection_stops_where_it_is_near_enough() -> None:
+    asked: list[Counts] = []
+
+    def counting(counts: Counts) -> float:
+        asked.append(counts)
+        return cost(counts)
+
+    found = bisect(family("threshold"), counting, 0.5, close=0.05)
+    assert 0.45 <= found.cost <= 0.5
+    assert len(asked) < 7
+
+
 def test_single_steps_come_closer() -> None:
     chosen = family("uniform", round_to=4)
     coarse = bisect(chosen, cost, 0.5)
