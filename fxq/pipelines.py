@@ -15,6 +15,7 @@ from fxq.passes.fuse_activation import FuseActivation
 from fxq.passes.fuse_residual import FuseResidual
 from fxq.passes.insert_observers import InsertObservers
 from fxq.passes.lower_int8 import LowerInt8
+from fxq.passes.quantise_weights import QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations
 from fxq.quant.recipe import Recipe
 
@@ -45,6 +46,15 @@ def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bo
     return manager
 
 
+def weight_only_pipeline(bits: int, verify: bool = True) -> PassManager:
+    """The float pipeline with quantised weights in linear layers, which are then called by themselves."""
+    return float_pipeline(verify).insert_before("fuse_residual", QuantiseWeights(bits))
+
+
 def pipeline(recipe: Recipe, target: str, verify: bool = True) -> PassManager:
     """Return the passes of ``recipe`` for ``target``."""
-    return int8_pipeline(recipe, target, verify) if recipe.quantises else float_pipeline(verify)
+    if recipe.quantises:
+        return int8_pipeline(recipe, target, verify)
+    if recipe.weight_bits is not None:
+        return weight_only_pipeline(recipe.weight_bits, verify)
+    return float_pipeline(verify)

@@ -335,3 +335,13 @@ def test_the_float_weights_are_gone() -> None:
     gm = fxq.compile(model, calibration=[torch.randn(4, 64)])
     assert size(gm) < 0.3 * size(model)
     assert not list(gm.parameters())
+
+
+@pytest.mark.parametrize(("recipe", "least"), [("weight8", 30.0), ("weight4", 12.0)])
+def test_weight_only_recipes_need_no_data(recipe: str, least: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    x = torch.randn(16, 64)
+    gm = fxq.compile(model, x, recipe=recipe)
+    assert distance(model(x), gm(x)).sqnr_db > least
+    assert [type(m).__name__ for m in gm.children()].count(f"Weight{recipe[-1]}Linear") == 2

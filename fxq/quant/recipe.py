@@ -16,7 +16,8 @@ class Recipe:
     """How a model is quantised.
 
     Attributes:
-        name: ``"float"`` (canonicalise, fold and fuse only) or ``"int8"`` (static int8).
+        name: ``"float"`` (canonicalise, fold and fuse only), ``"int8"`` (static int8), ``"weight8"`` or ``"weight4"``
+            (linear layers with int8 or int4 weights, activations in float).
         activation: how the range of an activation is found: ``"minmax"``, ``"moving_average"`` (of each batch's range),
             or from a histogram: ``"percentile"``, ``"mse"`` (least squared error), ``"entropy"`` (TensorRT's), or
             ``"auto"``, the one with the least expected error for each tensor.
@@ -53,6 +54,11 @@ class Recipe:
         return self.name == "int8"
 
     @property
+    def weight_bits(self) -> int | None:
+        """How many bits the weights have where only they are quantised; None where activations are, or nothing is."""
+        return {"weight8": 8, "weight4": 4}.get(self.name)
+
+    @property
     def options(self) -> Options:
         """The options of every layer that no override picks."""
         return Options(self.activation, self.weight, self.weight_range, self.momentum, self.percentile)
@@ -62,7 +68,7 @@ class Recipe:
         return Choices(gm, self.options, self.overrides)
 
 
-_NAMES = ("float", "int8")
+_NAMES = ("float", "int8", "weight8", "weight4")
 
 
 def resolve_recipe(recipe: str | Recipe, calibrated: bool) -> Recipe:

@@ -1,0 +1,160 @@
+"""Linear layers with int8 or int4 weights and float activations.
+
+What they save is memory and the time to read it: a layer that multiplies a few rows by a large weight takes as long as
+the weight takes to arrive. The products are PyTorch's own packed kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxq.quant.groups import dequantize_groups, pack_nibbles, quantize_groups, unpack_nibbles
+from fxq.quant.qparams import dequantize_weight, quantize_weight
+
+#: Group sizes of PyTorch's int4 kernel.
+GROUP_SIZES: Final = (32, 64, 128, 256)
+#: With more float32 rows than this it is faster to write the weight out and multiply by that, once for all rows.
+_FEW_ROWS: Final = 4
+
+
+class _WeightOnlyLinear(nn.Module):
+    """``F.linear(x, dequantised weight, bias)`` for ``x`` float32, bfloat16 or float16; the result has its dtype.
+
+    Scales stay float32 through ``half()`` and the like; the packed form is made at the first call, and is neither saved
+    nor copied.
+    """
+
+    bias: Tensor | None
+    in_features: int
+    out_features: int
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float().clone())
+        self._derived: dict[torch.dtype, Any] = {}
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*, in) -> (*, out)."""
+        rows = x.reshape(-1, self.in_features)
+        y = self._product(rows).reshape(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def dequantized_weight(self) -> Tensor:
+        """The float32 weight, shape (out, in)."""
+        raise NotImplementedError
+
+    def _product(self, rows: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _has_kernel(self, rows: Tensor) -> bool:
+        """Whether a packed kernel takes the rows, and is the fastest way."""
+        if rows.device.type != "cpu" or not rows.numel() or rows.requires_grad:
+            return False
+        return rows.dtype is not torch.float32 or len(rows) <= _FEW_ROWS
+
+    def _in_float(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, self.dequantized_weight().to(rows.dtype))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_derived": {}}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        self._derived = {}
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._derived = {}
+
+
+class Weight8Linear(_WeightOnlyLinear):
+    """int8 weights, symmetric, one scale for each output.
+
+    Buffers: ``weight`` int8 (out, in), ``weight_scale`` float32 (out,), ``bias`` float32 (out,) or None.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    @classmethod
+    def from_layer(cls, layer: nn.Linear) -> Self:
+        """Quantise the weight of ``layer``, which is not changed."""
+        new = cls(layer)
+        weight, scale = quantize_weight(layer.weight)
+        new.register_buffer("weight", weight)
+        new.register_buffer("weight_scale", scale)
+        return new
+
+    def dequantized_weight(self) -> Tensor:
+        return dequantize_weight(self.weight, self.weight_scale)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        if not self._has_kernel(rows):
+            return self._in_float(rows)
+        return torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.weight_scale.to(rows.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, int8 weight"
+
+
+class Weight4Linear(_WeightOnlyLinear):
+    """int4 weights in groups of ``group_size`` inputs, with a scale and an offset each.
+
+    Buffers: ``weight`` u8 (out, in / 2), two codes a byte, ``weight_scale`` and ``weight_offset`` float32
+    (out, in / group_size), ``bias`` float32 (out,) or None.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    weight_offset: Tensor
+
+    @classmethod
+    def from_layer(cls, layer: nn.Linear, group_size: int) -> Self:
+        """Quantise the weight of ``layer``, which is not changed.
+
+        Raises:
+            InputError: the inputs are not a multiple of ``group_size``.
+        """
+        new = cls(layer)
+        codes, scale, offset = quantize_groups(layer.weight, group_size)
+        new.register_buffer("weight", pack_nibbles(codes))
+        new.register_buffer("weight_scale", scale)
+        new.register_buffer("weight_offset", offset)
+        return new
+
+    @property
+    def group_size(self) -> int:
+        """How many inputs share a scale."""
+        return self.in_features // self.weight_scale.shape[1]
+
+    def dequantized_weight(self) -> Tensor:
+        return dequantize_groups(unpack_nibbles(self.weight), self.weight_scale, self.weight_offset)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        packable = self.out_features % 16 == 0 and self.group_size in GROUP_SIZES
+        if not packable or not self._has_kernel(rows):
+            return self._in_float(rows)
+        packed = self._derived.get(rows.dtype)
+        if packed is None:
+            packed = self._derived[rows.dtype] = self._pack(rows.dtype)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(rows.contiguous(), packed[0], self.group_size, packed[1])  # type: ignore[no-any-return]
+
+    def _pack(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack_nibbles(self.weight).to(torch.int32), 1)
+        scales = torch.stack([self.weight_scale, self.weight_offset], -1).transpose(0, 1).contiguous()
+        return codes, scales.to(dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, int4 weight, group_size={self.group_size}"
