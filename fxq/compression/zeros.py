@@ -96,7 +96,6 @@ class _Guard:
                 if isinstance(guard, _Guard):
                     guard.detach()
                     del hooks[key]
-        self._mask_gradient(module)
         return [
             module.register_forward_pre_hook(self._before_forward),
             module.register_state_dict_pre_hook(self.apply),  # type: ignore[no-untyped-call]

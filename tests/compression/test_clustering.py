@@ -75,6 +75,22 @@ def test_an_outlier_leaves_no_cluster_empty() -> None:
     assert inertia(x, found) < 0.05 * float(values(1000).square().sum())
 
 
+def test_an_empty_cluster_starts_again_at_the_far_end_of_the_worst() -> None:
+    # from 0, 50 and 100: nothing is near 50, and of {0, 3, 3.5, 4} the 0 is farthest from the mean
+    assert cluster(torch.tensor([0.0, 3.0, 3.5, 4.0, 100.0]), 3, max_steps=1).centroids.tolist() == [0.0, 2.625, 100.0]
+    assert cluster(torch.tensor([0.0, 0.5, 1.0, 4.0, 100.0]), 3, max_steps=1).centroids.tolist() == [1.375, 4.0, 100.0]
+
+
+def test_neighbours_in_float32_are_told_apart() -> None:
+    eps = 2.0**-23
+    x = torch.tensor([1.0, 1.0 + eps, 1.0 + 2 * eps, 3.0])
+    found = cluster(x, 3)
+    assert found.codes(x).tolist() == [0, 0, 1, 2]
+    assert found.centroids.tolist() == [1.0 + eps / 2, 1.0 + 2 * eps, 3.0]
+    y = torch.tensor([1.0, 1.0 + eps, 3.0, 3.0, 3.5, 5.0])
+    assert torch.equal(cluster(y, 4).codes(y).long(), nearest(y, cluster(y, 4).centroids))
+
+
 def test_one_cluster_is_the_mean() -> None:
     x = values(100)
     assert float(cluster(x, 1).centroids) == pytest.approx(float(x.double().mean()), rel=1e-12)
