@@ -18,6 +18,7 @@ from fxq.passes.fold_batch_norm import FoldBatchNorm
 from fxq.passes.fuse_activation import FuseActivation
 from fxq.passes.insert_observers import InsertObservers
 from fxq.passes.sparsify import Sparsify
+from fxq.pruning.api import prune
 from fxq.tracing import trace
 from tests.compression.networks import batch, pair
 
@@ -45,6 +46,16 @@ def test_a_compressed_graph_learns_from_the_module_that_it_was_made_from() -> No
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_pruned_student_is_narrower_than_its_teacher() -> None:
+    _, teacher = pair()
+    x, y = batch()
+    d = distill(prune(teacher, x, ratio=0.5), teacher, hints=["stem", "block"], example_inputs=x)
+    assert [tuple(p.shape) for p in d.parameters()] == [(8, 4), (8,)] * 2
+    d(x, y).backward()
+    assert all(p.grad is not None for p in d.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
 
 
 def test_values_of_nodes_and_paths() -> None:
