@@ -15,7 +15,6 @@ from fxq.pruning.selection.balance import Block, blocks
 from fxq.structure.group import Group, Indices, Mask
 
 Scores = NDArray[np.float64]
-_Step = tuple[float, Indices]
 
 
 @dataclass(frozen=True)
@@ -100,18 +99,24 @@ def build_ladder(group: Group, scores: Scores, dense: int | None = None) -> Ladd
     required = fixed | _last_of_tensors(group, scores, parts, fixed)
     free = np.flatnonzero(_free(group.size, parts))
     base: list[Indices] = [free[required[free]]]
-    steps: list[_Step] = []
+    steps: list[Indices] = []
+    falling: list[Scores] = []
     for block in parts:
-        levels = block.levels(scores, required)
-        base.append(levels[0])
-        falling = np.minimum.accumulate([float(scores[added].mean()) for added in levels[1:]]) if levels[1:] else ()
-        steps += zip(falling, levels[1:], strict=True)
-    steps += [(float(scores[unit]), np.array([unit])) for unit in free[~required[free]]]
-    steps.sort(key=lambda step: -step[0])  # stable: the steps of a block keep their order, and equal units theirs
-    first = np.concatenate(base)
-    counts = np.cumsum([len(first), *(len(added) for _, added in steps)])
-    order = np.concatenate([first, *(added for _, added in steps)]).astype(np.int64)
-    weakest = np.array([np.inf, *(score for score, _ in steps)])
+        first, *others = block.levels(scores, required)
+        base.append(first)
+        steps += others
+        falling.append(np.minimum.accumulate([scores[added].mean() for added in others] or np.empty(0)))
+    rest = free[~required[free]]  # each a step of its own, behind the blocks' where scores are equal
+    values = np.concatenate([*falling, scores[rest]])
+    sizes = np.concatenate([np.array([len(s) for s in steps], dtype=np.int64), np.ones(len(rest), dtype=np.int64)])
+    best = np.argsort(-values, kind="stable")  # so the steps of a block keep their order, and equal units theirs
+    place = np.empty_like(best)
+    place[best] = np.arange(len(best))
+    added = np.concatenate([*steps, rest])[np.argsort(np.repeat(place, sizes), kind="stable")]
+    least = np.concatenate(base)
+    order = np.concatenate([least, added]).astype(np.int64)
+    counts = len(least) + np.concatenate([[0], np.cumsum(sizes[best])])
+    weakest = np.concatenate([[np.inf], values[best]])
     return Ladder(group.name, order, counts, weakest, counts, group.size if dense is None else dense)
 
 
