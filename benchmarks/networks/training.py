@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,12 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Plain training."""
-    return F.cross_entropy(model(images), labels, label_smoothing=_SMOOTHING)
+    return smoothed(model(images), labels)
+
+
+def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with 5 % of the probability spread over all classes."""
+    return F.cross_entropy(logits, labels, label_smoothing=_SMOOTHING)
 
 
 def fit(
@@ -30,15 +35,17 @@ def fit(
     rate: float,
     seed: int = 0,
     loss: Loss = cross_entropy,
+    more: Iterable[nn.Parameter] = (),
     after: Callable[[int], None] | None = None,
 ) -> None:
     """Train ``model`` in place for ``steps`` batches of 64 with SGD, one cycle up to ``rate``; leave it in eval mode.
 
     Args:
         seed: of the order of the images.
+        more: parameters of the loss, which are trained with the model's.
         after: called with the number of each step that is done.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in (*model.parameters(), *more) if p.requires_grad]
     optimiser = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.2)
     model.train()
