@@ -20,6 +20,7 @@ from fxq.structure.structure import Keep, Structure
 from fxq.tracing import ModelInputs, clone_inputs
 
 _TOLERANCE = 1e-10
+_FLOOR = 1e-3
 _DROPOUTS = frozenset(SPECS[kind].function for kind in DROPOUTS)
 
 
@@ -28,7 +29,9 @@ class Equivalence:
     """How far a pruned model is from the masked dense one, in float64.
 
     Attributes:
-        difference: the largest difference of any value in the graph, relative to the largest element of that value.
+        difference: the largest difference of any value in the graph, relative to the largest element of that value. A
+            value much smaller than what it was computed from, such as the sum of what a norm gives, is mostly
+            rounding: it is measured against a thousandth of the largest element on the way to it.
         node: the name of the node where it occurs, "" where there is none.
         compared: how many values were compared.
     """
@@ -58,20 +61,26 @@ def compare_with_masked(structure: Structure, keep: Keep, pruned: fx.GraphModule
     values = {node.name: value for node, value in structure.values.items()}
     dense = _Masked(_dense_copy(structure, kept), values, kept)
     small = fx.Interpreter(_deterministic(pruned))
+    names = {node.name for node in pruned.graph.nodes}
+    scales: dict[fx.Node, float] = {}
     worst, where, compared = 0.0, "", 0
     with torch.no_grad():
         others = _steps(small, inputs)
-        for name, expected in _steps(dense, inputs):
-            actual = next(value for other, value in others if other == name)
-            for a, b in _pairs(expected, actual, values.get(name), kept):
+        for node, expected in _steps(dense, inputs):
+            scales[node] = max((scales[source] for source in node.all_input_nodes), default=0.0)
+            if node.name not in names:
+                continue
+            actual = next(value for other, value in others if other.name == node.name)
+            for a, b in _pairs(expected, actual, values.get(node.name), kept):
                 compared += 1
-                distance = _distance(a, b)
-                if not distance <= worst:
-                    worst, where = distance, name
+                scales[node] = max(scales[node], _size(a))
+                distance = _distance(a, b, _FLOOR * scales[node])
+                if distance > worst:
+                    worst, where = distance, node.name
     return Equivalence(worst, where, compared)
 
 
-def _steps(interpreter: fx.Interpreter, inputs: ModelInputs) -> Iterator[tuple[str, Any]]:
+def _steps(interpreter: fx.Interpreter, inputs: ModelInputs) -> Iterator[tuple[fx.Node, Any]]:
     """Run a graph node by node, in float64."""
     given = clone_inputs(inputs)
     gm = interpreter.module
@@ -80,7 +89,7 @@ def _steps(interpreter: fx.Interpreter, inputs: ModelInputs) -> Iterator[tuple[s
     interpreter.args_iter = iter(arguments)
     for node in gm.graph.nodes:
         interpreter.env[node] = value = interpreter.run_node(node)
-        yield node.name, value
+        yield node, value
         for unused in interpreter.user_to_last_uses.get(node, []):
             del interpreter.env[unused]
 
@@ -104,16 +113,21 @@ def _sliced(value: Tensor, axes: Value, kept: Mask) -> Tensor:
     return value
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference relative to the largest finite element; infinite where one alone is not a number."""
+def _distance(a: Tensor, b: Tensor, floor: float) -> float:
+    """The largest difference relative to the largest element; infinite where one alone is not a number."""
     if a.shape != b.shape:
         return float("inf")
     differ = ~((a == b) | (a.isnan() & b.isnan()))
     if not bool(differ.any()):
         return 0.0
     distance = float((a - b).abs()[differ].nan_to_num(float("inf"), float("inf")).max())
-    size = float(a.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    size = max(_size(a), floor)
     return distance / size if size else float("inf")
+
+
+def _size(a: Tensor) -> float:
+    """The largest finite element."""
+    return float(a.nan_to_num(0.0, 0.0, 0.0).abs().max()) if a.numel() else 0.0
 
 
 class _Masked(fx.Interpreter):

@@ -75,13 +75,11 @@ def choose(group: Group, ratio: float, rng: np.random.Generator) -> Mask:
     sizes = [int((cells == c).sum()) for c in np.unique(cells)]
     if group.balance and (len(set(sizes)) > 1 or mask.any()):
         return np.ones_like(mask)
+    wanted = {int(needed[0]) for needed in group.cover}
     for cell in np.unique(cells):
-        units = np.flatnonzero(cells == cell)
-        mask[rng.permutation(units)[: max(1, len(units) - int(len(units) * ratio))]] = True
-    for needed in group.cover:
-        if not mask[needed].any():
-            mask[needed[0]] = True
-    return mask
+        units = sorted(rng.permutation(np.flatnonzero(cells == cell)).tolist(), key=lambda u: u not in wanted)
+        mask[units[: max(1, len(units) - int(len(units) * ratio))]] = True
+    return mask if all(mask[needed].any() for needed in group.cover) else np.ones_like(mask)
 
 
 def prune(model: nn.Module, *args: Tensor, ratio: float = 0.5, seed: int = 0) -> Pruned:

@@ -96,9 +96,31 @@ class _Fitter(Recorder):
         value = self.env[size]
         if value == right:
             return size
+        if self._counts_channels(size):
+            return right
+        if not value:
+            raise GraphError(
+                f"`{size.name}`, a size that `{node.name}` takes, is 0 after pruning", why="it is rounded down",
+                where=node_info(node).module_path or "the root module", fix="protect the layers that it reads",
+            )  # fmt: skip
         common = math.gcd(value, right)
         scaled = self._insert(node, operator.mul, size, right // common)
         return self._insert(node, operator.floordiv, scaled, value // common)
+
+    def _counts_channels(self, size: fx.Node) -> bool:
+        """Whether nothing but numbers of channels went into ``size``, so that it is the same for every input."""
+        if size.op == "call_function" and size.target is operator.getitem:
+            source, index = size.args
+            tensor = source.args[0] if isinstance(source, fx.Node) and source.args else None
+            return isinstance(index, int) and self._is_pruned(tensor, index)
+        if size.op == "call_method" and size.target == "size":
+            dim = size.kwargs.get("dim", size.args[1] if len(size.args) > 1 else None)
+            return isinstance(dim, int) and self._is_pruned(size.args[0], dim)
+        return size.op == "call_function" and all(map(self._counts_channels, size.all_input_nodes))
+
+    def _is_pruned(self, tensor: Any, dim: int) -> bool:
+        axes = self._axes(tensor) if isinstance(tensor, fx.Node) else None
+        return isinstance(axes, tuple) and -len(axes) <= dim < len(axes) and axes[dim] is not None
 
     def _insert(self, before: fx.Node, function: Any, left: fx.Node, right: int) -> fx.Node:
         node = self._rw.call_function(function, (left, right), before=before)
