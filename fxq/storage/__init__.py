@@ -13,7 +13,8 @@ the header as JSON, the data of the entries without holes. Any safetensors reade
   ``fxq.storage.graph_json``; ``modules`` and ``values``, see ``fxq.storage.module_tree``; ``tensors``, a description of
   each tensor: name, dtype, shape and, where they are not the usual ones, order of dimensions and coding.
 - The entry ``fxq:report`` (U8), where there is one, is zlib-compressed JSON too: ``report`` with the fields of
-  ``fxq.Report``, in which snapshots refer to the records in ``nodes`` by index.
+  ``fxq.Report``, in which snapshots refer to the records in ``nodes`` by index; ``sections``, see
+  ``fxq.storage.sections``.
 - Every other entry belongs to one tensor. A dense tensor ``layer.weight`` is the entry of that name, in the order of
   memory. A compact one is ``layer.weight:values`` (or ``:palette`` and ``:codes``) with ``:bitmap``, ``:patterns``,
   ``:gaps``, ``:signs``: see ``fxq.storage.encode`` for what they hold and how long they are. Complex numbers are pairs.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -19,6 +20,7 @@ from fxq.manager.report import Report
 from fxq.storage.bits import Bytes
 from fxq.storage.checks import fields, parse_json, refuse
 from fxq.storage.records import RecordReader, RecordWriter
+from fxq.storage.sections import decode_sections, encode_sections
 
 #: The names of the entries. No tensor has a name with a colon before its last part.
 GRAPH: Final = "fxq:graph"
@@ -57,8 +59,8 @@ def unpack_document(packed: Bytes, name: str) -> Any:
 def encode_report(report: Report) -> dict[str, Any]:
     """Return a report as JSON: each record of a node once, however many snapshots hold it."""
     writer = RecordWriter(NodeRecord)
-    encoded = writer.encode(report)
-    return {"nodes": writer.table, "report": encoded}
+    encoded = writer.encode(replace(report, sections=[]))
+    return {"nodes": writer.table, "report": encoded, "sections": encode_sections(report.sections)}
 
 
 def decode_report(document: Any) -> Report:
@@ -67,8 +69,11 @@ def decode_report(document: Any) -> Report:
     Raises:
         StorageError: it is none.
     """
-    known = fields(document, "the report", "nodes report")
+    known = fields(document, "the report", "nodes report sections")
     report: Report = RecordReader(NodeRecord, known["nodes"]).decode(Report, known["report"])
+    if report.sections:
+        refuse("sections stand in two places", "the report")
+    report.sections = decode_sections(known["sections"])
     return report
 
 

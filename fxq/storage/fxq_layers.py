@@ -1,4 +1,4 @@
-"""The modules of ``fxq.nn`` and the observers that a file may hold: their settings and the types of those."""
+"""The modules of fxq's own that a file may hold, observers apart: their settings and the types of those."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fxq import nn as fnn
 from fxq.nn.epilogue import Epilogue
 from fxq.nn.geometry import ConvGeometry
 from fxq.nn.kernels import BACKENDS, Quantisation, Weights, kernel_set
-from fxq.quant.observers import MinMaxObserver, MovingAverageObserver, PerChannelMinMaxObserver
+from fxq.pruning.structure_selection import BlockScale
 from fxq.quant.qparams import QParams
 from fxq.storage.checks import fields, refuse
 from fxq.storage.codec import Codec
 from fxq.storage.records import RecordReader, RecordWriter
-from fxq.storage.torch_layers import torch_codecs
+from fxq.storage.torch_layers import codec_for, torch_codecs
 
 _Ints = tuple[int, ...]
 _WINDOW: Final = {"ndim": int, "kernel_size": _Ints, "stride": _Ints, "padding": _Ints}
@@ -41,11 +41,7 @@ _OPERATIONS: Final[dict[type[nn.Module], dict[str, Any]]] = {
     fnn.QLookup: {**_IN_OUT, "function": str, "params": tuple[float | str, ...], "backend": str},
     fnn.Quantize: {"output": QParams, "pixels": bool},
     fnn.Dequantize: {"input": QParams},
-    MinMaxObserver: {"label": str, "active": bool},
-    MovingAverageObserver: {"label": str, "momentum": float, "active": bool},
-    PerChannelMinMaxObserver: {"label": str, "axis": int, "active": bool},
 }  # fmt: skip
-_OBSERVED: Final = frozenset({"minimum", "maximum"})
 #: Layers with weights: those in float arithmetic, and those on codes.
 _QDQ: Final = (fnn.QDQConv1d, fnn.QDQConv2d, fnn.QDQConv3d, fnn.QDQConvTranspose1d, fnn.QDQConvTranspose2d,
                fnn.QDQConvTranspose3d, fnn.QDQLinear)  # fmt: skip
@@ -66,7 +62,7 @@ def fxq_codecs() -> dict[str, Codec]:
     found = [_operation(cls, types) for cls, types in _OPERATIONS.items()]
     found += [_fused(plain, fused) for plain, fused in fnn.FUSED_LAYERS.items() if plain.__name__ in dir(nn)]
     found += [_layer(cls) for cls in (*_QDQ, *_INT8)]
-    return {f"{'fxq.nn' if c.cls.__name__ in fnn.__all__ else 'fxq.quant'}.{c.cls.__name__}": c for c in found}
+    return {**{f"fxq.nn.{c.cls.__name__}": c for c in found}, "fxq.pruning.BlockScale": codec_for(BlockScale, [])}
 
 
 def _settings(value: Any, types: dict[str, Any], where: str) -> dict[str, Any]:
@@ -83,8 +79,6 @@ def _settings(value: Any, types: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _operation(cls: type[nn.Module], types: dict[str, Any]) -> Codec:
-    observer = "active" in types
-
     def read(module: nn.Module) -> dict[str, Any]:
         values = {name: _ELSEWHERE.get((cls, name), lambda m, n=name: getattr(m, n))(module) for name in types}
         encoded: dict[str, Any] = RecordWriter().encode(values)
@@ -95,13 +89,9 @@ def _operation(cls: type[nn.Module], types: dict[str, Any]) -> Codec:
         if cls is fnn.QLookup:
             function, params = found.pop("function"), found.pop("params")
             return fnn.QLookup(found.pop("input"), found.pop("output"), function, *params, **found)
-        active = found.pop("active", None)
-        module = cls(**found)
-        if observer:
-            module.active = active
-        return module
+        return cls(**found)
 
-    return Codec(cls, read, build, exact=True, free=_OBSERVED if observer else frozenset())
+    return Codec(cls, read, build, exact=True)
 
 
 def _fused(plain: type[nn.Module], fused: Any) -> Codec:

@@ -22,6 +22,7 @@ from fxq.errors import InputError, nearest
 from fxq.storage.checks import MAX_DEPTH
 from fxq.storage.codec import Codec
 from fxq.storage.fxq_layers import fxq_codecs
+from fxq.storage.observers import observer_codecs
 from fxq.storage.tensors import TensorWriter
 from fxq.storage.torch_layers import torch_codecs
 from fxq.storage.transformers import transformer_codecs
@@ -43,7 +44,7 @@ _HOOKS: Final = (
 @functools.cache
 def codecs() -> dict[str, Codec]:
     """Return every type of module that a file may hold, beside the containers, by name."""
-    return {**torch_codecs(), **transformer_codecs(), **fxq_codecs()}
+    return {**torch_codecs(), **transformer_codecs(), **fxq_codecs(), **observer_codecs()}
 
 
 @functools.cache

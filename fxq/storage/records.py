@@ -12,6 +12,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from fxq.errors import FxqError
@@ -42,8 +43,10 @@ class RecordWriter:
             return value.name
         if isinstance(value, list | tuple):
             return [self.encode(v) for v in value]
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return {str(k): self.encode(v) for k, v in value.items()}
+        if hasattr(value, "__index__") and not isinstance(value, bool):
+            return int(value)  # NumPy's integers, too
         if isinstance(value, float) and not math.isfinite(value):
             return {"float": "nan" if math.isnan(value) else str(value)}
         return value
@@ -79,13 +82,13 @@ class RecordReader:
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin in (types.UnionType, typing.Union):
             return self._union(arguments, value)
-        if origin is list:
+        if origin in (list, Sequence):
             return [self.decode(arguments[0], v) for v in array(value, self._where)]
         if origin is tuple:
             return self._tuple(arguments, array(value, self._where))
-        if origin is dict:
+        if origin in (dict, Mapping):
             return {text(k, self._where): self.decode(arguments[1], v) for k, v in mapping(value, self._where).items()}
-        raise TypeError(f"records of the type {kind} cannot be stored")
+        return refuse(f"no file holds records of the type {kind}", self._where)
 
     def _record(self, kind: Any, value: Any) -> Any:
         known = mapping(value, self._where)
@@ -146,7 +149,7 @@ def _fits(kind: Any, value: Any) -> bool:
         like = {float: float | int | dict, type(None): type(None)}.get(kind, kind)
         return isinstance(value, like) and (kind is bool or not isinstance(value, bool))
     container = typing.get_origin(kind)
-    if container in (list, tuple):
+    if container in (list, tuple, Sequence):
         return isinstance(value, list)
     return isinstance(value, str) if isinstance(kind, type) and issubclass(kind, enum.Enum) else isinstance(value, dict)
 

@@ -13,7 +13,13 @@ from torch import Tensor, fx, nn
 
 from fxq import nn as fnn
 from fxq.errors import InputError, StorageError
-from fxq.quant.observers import MinMaxObserver, MovingAverageObserver, PerChannelMinMaxObserver
+from fxq.pruning.structure_selection import BlockScale
+from fxq.quant.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageObserver,
+    PerChannelMinMaxObserver,
+)
 from fxq.quant.qparams import QParams
 from fxq.storage import load, save
 from fxq.storage.module_plan import plan_modules
@@ -108,7 +114,7 @@ FXQ: list[nn.Module] = [
     fnn.QAdaptiveAvgPool(2, A, B, (None, 3)), fnn.QMean(A, B, (2, 3), keepdim=True),
     fnn.QLookup(A, B, "hardtanh", 0.0, float("inf")), fnn.Quantize(A, pixels=True), fnn.Dequantize(B),
     observed(MinMaxObserver("here")), observed(MovingAverageObserver("here", 0.3)),
-    observed(PerChannelMinMaxObserver("there", 1)),
+    observed(PerChannelMinMaxObserver("there", 1)), observed(HistogramObserver("here", "entropy", 99.0)), BlockScale(),
 ]  # fmt: skip
 
 
