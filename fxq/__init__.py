@@ -10,17 +10,21 @@ from pathlib import Path as _Path
 if not (_Path(__file__).parent / "passes").is_dir():
     __path__.append(str(_Path(__file__).parent.parent))
 
+from fxq import compression as compression
 from fxq import passes as passes
+from fxq import pruning as pruning
 from fxq import visualize as visualize
 from fxq.analysis import benchmark as benchmark
 from fxq.analysis import compare as compare
 from fxq.analysis import profile as profile
 from fxq.api import compile as compile
+from fxq.compression import distill as distill
 from fxq.errors import CalibrationError as CalibrationError
 from fxq.errors import FxqError as FxqError
 from fxq.errors import GraphError as GraphError
 from fxq.errors import InputError as InputError
 from fxq.errors import PassError as PassError
+from fxq.errors import StorageError as StorageError
 from fxq.errors import TargetError as TargetError
 from fxq.errors import TraceError as TraceError
 from fxq.errors import VerifyError as VerifyError
@@ -28,9 +32,12 @@ from fxq.manager import PassManager as PassManager
 from fxq.manager import Report as Report
 from fxq.manager import report_of as report
 from fxq.pipelines import pipeline as pipeline
+from fxq.pruning.api import prune as prune
 from fxq.quant.calibration import inputs as inputs
 from fxq.quant.overrides import Override as Override
 from fxq.quant.recipe import Recipe as Recipe
+from fxq.storage import load as load
+from fxq.storage import save as save
 from fxq.tracing import trace as trace
 
 __version__ = "0.1.0"
@@ -44,17 +51,24 @@ __all__ = [
     "PassManager",
     "Recipe",
     "Report",
+    "StorageError",
     "TargetError",
     "TraceError",
     "VerifyError",
     "benchmark",
     "compare",
     "compile",
+    "compression",
+    "distill",
     "inputs",
+    "load",
     "passes",
     "pipeline",
     "profile",
+    "prune",
+    "pruning",
     "report",
+    "save",
     "trace",
     "visualize",
 ]

@@ -14,6 +14,7 @@ from fxq.passes.convert_qdq import ConvertQDQ as ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias as CorrectBias
 from fxq.passes.decompose_attention import DecomposeAttention as DecomposeAttention
 from fxq.passes.eliminate import Eliminate as Eliminate
+from fxq.passes.factorise import Factorise as Factorise
 from fxq.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
 from fxq.passes.functionalise import Functionalise as Functionalise
 from fxq.passes.fuse_activation import FuseActivation as FuseActivation
@@ -23,3 +24,6 @@ from fxq.passes.lower_int8 import LowerInt8 as LowerInt8
 from fxq.passes.prune_channels import PruneChannels as PruneChannels
 from fxq.passes.quantise_weights import QuantiseWeights as QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations as RecogniseActivations
+from fxq.passes.separate_convolutions import SeparateConvolutions as SeparateConvolutions
+from fxq.passes.share_weights import ShareWeights as ShareWeights
+from fxq.passes.sparsify import Sparsify as Sparsify

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import SPECS, STATEFUL_MODULES
@@ -20,6 +20,7 @@ from fxq.passes._aliasing import sharing
 from fxq.passes._dtypes import attribute
 from fxq.passes._effects import writes
 from fxq.passes._layer_functions import LAYER_FUNCTIONS, LayerFunction
+from fxq.passes._plain_class import plain_twin
 from fxq.passes._spelling import canonical_call, is_spelled
 
 _NDIM = {"conv1d": 3, "conv2d": 4, "conv3d": 5, "conv_transpose1d": 3, "conv_transpose2d": 4, "conv_transpose3d": 5}
@@ -41,7 +42,8 @@ class Canonicalise(Pass):
     call of the table's function, tensors positional, attributes as keywords with defaults written out.
     ``function_to_module``: a functional layer whose parameters are attributes of the model becomes a call of the
     module, which shares them; calls with the same parameters and settings share one module. ``positional_inputs``: a
-    module's inputs given by name are given by position.
+    module's inputs given by name are given by position. ``plain_class``: a layer whose class redefines nothing of
+    PyTorch's but the constructor becomes one of PyTorch's class.
 
     Refused: operations that still write in place (Functionalise says why), and functional layers whose parameters are
     computed or whose settings are only known at run time. Operations that the table lacks, and arithmetic on sizes,
@@ -53,7 +55,9 @@ class Canonicalise(Pass):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         made: dict[tuple[Any, ...], str] = {}
+        twins: dict[nn.Module, nn.Module] = {}
         for call in rw.calls():
+            call = _plain_class(call, rw, twins)
             function = LAYER_FUNCTIONS.get(call.kind) if not isinstance(call.kind, str) else None
             if function is not None and call.node.op == "call_function":
                 reason = _function_to_module(function, call, rw, made)
@@ -63,6 +67,20 @@ class Canonicalise(Pass):
                 _one_spelling(call, rw)
             elif call.module is not None and call.kind in STATEFUL_MODULES.values():
                 _positional_inputs(call, rw)
+
+
+def _plain_class(call: OpCall, rw: Rewriter, twins: dict[nn.Module, nn.Module]) -> OpCall:
+    """Exchange the layer of ``call`` for one of PyTorch's own class where that is all it is."""
+    if call.module is None:
+        return call
+    twin = twins.get(call.module) or plain_twin(call.module)
+    if twin is None:
+        return call
+    twins[call.module] = twin
+    with rw.rule("plain_class", call.node):
+        rw.exchange_module(str(call.node.target), twin)
+        rw.update(call.node)
+    return rw.identify(call.node)
 
 
 def _one_spelling(call: OpCall, rw: Rewriter) -> None:

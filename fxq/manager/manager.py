@@ -121,7 +121,7 @@ class PassManager:
         self._ensure_outputs(gm, run)
         try:
             out, record = p(gm, context=run.context)
-        except (PassError, CalibrationError, TargetError) as error:
+        except (PassError, InputError, CalibrationError, TargetError) as error:
             self._record(_failed(p, gm, error), run, prefix)
             raise
         try:

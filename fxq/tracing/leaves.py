@@ -51,8 +51,8 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def _runs_torch_forward(module: nn.Module) -> bool:
-    if "forward" in module.__dict__:
-        return False
+    if "forward" in module.__dict__ or type(module).__call__ is not nn.Module.__call__:
+        return False  # its own __call__ is traced already: called as a whole, it would run twice
     if type(module).__module__.startswith(_TORCH_LAYERS):
         return True
     return (getattr(type(module).forward, "__module__", None) or "").startswith("torch.nn.modules.")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxq.ir import Stage, graph_text, identify, stage_of, take_snapshot
+from fxq.ir.identify import get_module
 from fxq.ir.provenance import node_info
 from fxq.manager.base import PassResult
 from fxq.manager.stages import stage_violation
@@ -313,3 +314,51 @@ def spelled_with(spelling: Spelling) -> str:
 def test_two_settings_stay_two() -> None:
     assert spelled_with(nn.MaxPool2d(2)) != spelled_with(nn.MaxPool2d(2, 1))
     assert spelled_with(nn.GELU()) != spelled_with(nn.GELU("tanh"))
+
+
+class Conv3x3(nn.Conv2d):
+    """A class that only adds a constructor, as many models have."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, bias=False)
+
+    @staticmethod
+    def stride_of_downsampling() -> int:
+        return 1
+
+
+class StandardisedConv(nn.Conv2d):
+    """A class that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Normed(nn.Linear):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) / 2
+
+
+def test_a_class_that_only_adds_a_constructor_is_its_base(run_pass: RunPass) -> None:
+    model = nn.Sequential(Conv3x3(4), StandardisedConv(4, 4, 1), nn.Flatten(), Normed(4 * 36, 2)).eval()
+    out, record = run_pass(Canonicalise(), model, torch.randn(2, 4, 6, 6))
+    kinds = {n.name: type(get_module(out, n)) for n in out.graph.nodes if n.op == "call_module"}
+    assert kinds["_0"] is nn.Conv2d
+    assert list(kinds.values()).count(nn.Conv2d) == 1
+    assert [m.rule for m in record.matched].count("plain_class") == 1
+    assert type(model[0]) is Conv3x3
+
+
+def test_a_layer_with_hooks_stays_what_it_is(run_pass: RunPass) -> None:
+    model = nn.Sequential(Conv3x3(4)).eval()
+    model[0].register_forward_hook(lambda m, a, y: y + 1)
+    _, record = run_pass(Canonicalise(), model, torch.randn(1, 4, 5, 5))
+    assert "plain_class" not in [m.rule for m in record.matched]
+
+
+def test_a_shared_layer_stays_shared(run_pass: RunPass) -> None:
+    conv = Conv3x3(4)
+    model = nn.Sequential(conv, nn.ReLU(), conv).eval()
+    out, _ = run_pass(Canonicalise(), model, torch.randn(1, 4, 5, 5))
+    found = [get_module(out, n) for n in out.graph.nodes if n.op == "call_module"]
+    assert found[0] is found[1]

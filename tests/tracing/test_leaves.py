@@ -199,3 +199,13 @@ def test_an_opaque_module_keeps_working_in_a_deep_copy(same: Same) -> None:
     gm = copy.deepcopy(trace(model, X))
     assert gm.stage.get_submodule("1.0") is not model.stage[1][0]
     same(model, gm, -X)
+
+
+class Halved(nn.Linear):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) / 2
+
+
+def test_a_call_of_its_own_runs_once(same: Same) -> None:
+    model = nn.Sequential(Halved(4, 3), nn.ReLU())
+    same(model, trace(model, X), X)
