@@ -21,7 +21,7 @@ from fxq.pruning.preparation import bind_inputs, prepare
 from fxq.pruning.report import PruneReport, group_records
 from fxq.pruning.schedule import Goal, limits_at, make_goal, shares
 from fxq.pruning.selection import Limits, check_limits
-from fxq.pruning.selection.rounding import RoundTo
+from fxq.pruning.selection.rounding import RoundTo, block_of
 from fxq.pruning.stepping import Dense, Evidence, Loss, Run
 from fxq.pruning.view import GroupView
 from fxq.structure import analyse
@@ -88,7 +88,8 @@ def prune(
         bounds: for globs the least and greatest fraction of units that stay.
         ratios: for globs a ratio of their own; where several match, the last counts.
         round_to: numbers of channels that stay are multiples of it: a number, a dict of globs and numbers, or
-            ``"auto"``: what the kernels of ``target`` work on at once, less in small groups; 1 with ``plan``.
+            ``"auto"``: what the kernels of ``target`` work on at once; less in small groups, and where a budget is
+            not met otherwise.
         target: ``"onednn"``, ``"reference"``, or ``"auto"``, the best that this machine runs; for ``round_to="auto"``.
         data: batches for criteria that look at activations or gradients, and for mending. What gives its batches once
             only, such as a generator, is read into memory.
@@ -114,7 +115,7 @@ def prune(
     goal = make_goal(ratio, macs, params, latency) if plan is None else None
     if plan is not None:
         _check_plan(plan, ratio, macs, params, latency)
-    limits = Limits(protect, bounds or {}, ratios or {}, round_to, resolve_target(target))
+    limits = Limits(protect, bounds or {}, ratios or {}, round_to, block_of(resolve_target(target)))
     chooser = Chooser(find_criterion(criterion), coupling, scope, normalise, limits)
     _check_names(chooser)
     if goal is not None:

@@ -120,7 +120,7 @@ def choose(
         family: Family = Threshold(found, values) if chooser.scope == "global" else Uniform(found)
         return found, *_counts(family, goal, measure)
 
-    found, counts, cost = _with_multiples_or_without(select, chooser.limits, goal)
+    found, counts, cost = _as_aligned_as_possible(select, chooser.limits, goal)
     if cost is not None:
         check_reached(goal.kind, goal.value, cost)
     keep = masks(found, counts)
@@ -129,12 +129,20 @@ def choose(
     return Choice(keep, scored, found, cost, _note(goal, cost))
 
 
-def _with_multiples_or_without(select: Callable[[Limits], _Selected], limits: Limits, goal: Goal) -> _Selected:
-    """Where nobody asked for multiples of channels, a budget that they make unreachable is met without them."""
-    selected = select(limits)
-    if limits.round_to == "auto" and _note(goal, selected[2]):
-        return select(replace(limits, round_to=1))
-    return selected
+def _as_aligned_as_possible(select: Callable[[Limits], _Selected], limits: Limits, goal: Goal) -> _Selected:
+    """Where nobody asked for multiples of channels, those that keep a budget from being met are halved."""
+    found = select(limits)
+    while limits.round_to == "auto" and limits.block > 1 and _missed(goal, found[2]):
+        limits = replace(limits, block=limits.block // 2)
+        found = select(limits)
+    return found
+
+
+def _missed(goal: Goal, cost: float | None) -> bool:
+    """Whether a budget is not met; a latency below the budget is, as measurements are no nearer than that."""
+    if cost is None or abs(cost - goal.value) <= TOLERANCE:
+        return False
+    return cost > goal.value or goal.kind != "latency"
 
 
 def _counts(family: Family, goal: Goal, measure: Measure | None) -> tuple[Counts, float | None]:
@@ -176,6 +184,6 @@ def _scores(values: Tensor, chooser: Chooser) -> Scores:
 
 
 def _note(goal: Goal, cost: float | None) -> str:
-    if cost is None or abs(cost - goal.value) <= TOLERANCE:
+    if not _missed(goal, cost):
         return ""
     return f"{goal} was asked for, {cost:.3f} is as near as the multiples of channels allow"

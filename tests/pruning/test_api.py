@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -102,11 +103,13 @@ def test_steps_so_large_that_a_budget_is_missed_are_said() -> None:
 
 
 def test_multiples_that_nobody_asked_for_give_way_to_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxq.pruning.selection.rounding.multiple_for_target", lambda _: 16)
-    model = residual(64, 64)
-    assert set(widths(prune(model, images(), macs=0.4)).values()) <= {10, 8, 16, 24, 32, 48, 64}
-    report = prune_report(prune(model, images(), macs=0.03))
-    assert report.after.macs / report.before.macs == pytest.approx(0.03, abs=0.02)
+    monkeypatch.setattr("fxq.pruning.api.block_of", lambda _: 16)
+    model, x = residual(64, 64), images()
+    for macs, multiple in ((0.75, 16), (0.5, 8), (0.9, 4)):
+        gm = prune(model, x, macs=macs)
+        report = prune_report(gm)
+        assert report.after.macs / report.before.macs == pytest.approx(macs, abs=0.02)
+        assert math.gcd(*(widths(gm)[name] for name in ("stem", "conv1", "last"))) == multiple
 
 
 def test_network_slimming() -> None:

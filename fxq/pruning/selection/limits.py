@@ -27,14 +27,14 @@ class Limits:
         bounds: the least and the greatest fraction of channels kept, for each glob; where several match, all hold.
         ratios: the fraction of channels removed, in place of the common one; where several match, the last counts.
         round_to: see :func:`multiples`.
-        target: ``"onednn"`` or ``"reference"``; for ``round_to="auto"``.
+        block: the number of channels that kernels work on at once; for ``round_to="auto"``.
     """
 
     protect: Iterable[str] = ()
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     ratios: Mapping[str, float] = field(default_factory=dict)
     round_to: RoundTo = 1
-    target: str = "reference"
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def choices(
     kept_whole = protected(limits.protect, groups)
     bounds = _bounds(limits.bounds, groups, kept_whole)
     own = by_group({glob: check_ratio(r, f"ratios[{glob!r}]") for glob, r in limits.ratios.items()}, groups, "ratios")
-    multiple = multiples(limits.round_to, groups, limits.target)
+    multiple = multiples(limits.round_to, groups, limits.block)
     ladders = {}
     for group in groups:
         if not group.prunable or group.name in kept_whole:

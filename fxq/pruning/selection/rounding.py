@@ -19,7 +19,7 @@ RoundTo = int | str | Mapping[str, int]
 _STEPS = 4
 
 
-def multiple_for_target(target: str) -> int:
+def block_of(target: str) -> int:
     """The number of channels that ``target``'s kernels work on at once.
 
     oneDNN blocks channels by the lanes of a vector of 32-bit sums: 16 with AVX-512 or AMX, 8 with AVX2. A rest costs as
@@ -31,13 +31,14 @@ def multiple_for_target(target: str) -> int:
     return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
 
-def multiples(round_to: RoundTo, groups: Sequence[Group], target: str) -> dict[str, list[int]]:
+def multiples(round_to: RoundTo, groups: Sequence[Group], block: int) -> dict[str, list[int]]:
     """Return for each group the multiples of units that may stay, the preferred first; see :func:`align`.
 
     Args:
         round_to: a number of channels, kept to strictly: a group that is no larger stays whole. A dict of globs and
-            numbers; where several globs match, the last counts, and where none does, 1. ``"auto"``: the target's
-            multiple, then its halves.
+            numbers; where several globs match, the last counts, and where none does, 1. ``"auto"``: ``block``,
+            then its halves.
+        block: the number of channels that kernels work on at once.
 
     Raises:
         InputError: ``round_to`` is none of these, a number is below 1, or a glob matches nothing.
@@ -45,7 +46,7 @@ def multiples(round_to: RoundTo, groups: Sequence[Group], target: str) -> dict[s
     if isinstance(round_to, str):
         if round_to != "auto":
             raise InputError(f"round_to={round_to!r} is not known", fix="give 'auto', a number, or a dict of globs")
-        halves = [multiple_for_target(target) >> i for i in range(multiple_for_target(target).bit_length())]
+        halves = [block >> i for i in range(block.bit_length())]
         return {g.name: [_in_units(n, g) for n in halves] for g in groups}
     if isinstance(round_to, Mapping):
         found = by_group({glob: _checked(n) for glob, n in round_to.items()}, groups, "round_to")

@@ -5,12 +5,12 @@ import torch
 
 from fxq.errors import InputError
 from fxq.pruning.selection.limits import Limits, choices
-from fxq.pruning.selection.rounding import multiple_for_target
+from fxq.pruning.selection.rounding import block_of
 from tests.pruning.selection.by_hand import choose, group, parts, rising
 
 
-def allowed(size: int, round_to: object, target: str = "reference", **options: object) -> list[int]:
-    return choose(group("a", size, **options), round_to=round_to, target=target).ladders["a"].allowed.tolist()  # type: ignore[arg-type]
+def allowed(size: int, round_to: object, block: int = 1, **options: object) -> list[int]:
+    return choose(group("a", size, **options), round_to=round_to, block=block).ladders["a"].allowed.tolist()  # type: ignore[arg-type]
 
 
 def test_multiples_and_the_whole_group() -> None:
@@ -42,24 +42,24 @@ def test_by_glob() -> None:
     assert found["c"].allowed.tolist() == [1, 2, 3, 4]
 
 
-def test_auto_is_the_target_s_multiple_in_large_groups() -> None:
-    assert multiple_for_target("reference") == 1
-    lanes = multiple_for_target("onednn")
-    assert lanes == (16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8)
+def test_blocks_of_targets() -> None:
+    assert block_of("reference") == 1
+    assert block_of("onednn") == (16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8)
+
+
+def test_auto_is_the_block_in_large_groups() -> None:
     assert allowed(64, "auto") == list(range(1, 65))
-    assert allowed(128, "auto", "onednn") == list(range(lanes, 129, lanes))
-    assert allowed(16, "auto", "onednn") == [4, 8, 12, 16]
-    assert allowed(3, "auto", "onednn") == [1, 2, 3]
-    assert allowed(104, "auto", "onednn", balance=[parts(104, 13)]) == [26, 52, 78, 104]
-    assert allowed(24, "auto", "onednn", balance=[parts(24, 12)]) == [12, 24]
+    assert allowed(64, "auto", 16) == [16, 32, 48, 64]
+    assert allowed(16, "auto", 16) == [4, 8, 12, 16]
+    assert allowed(3, "auto", 16) == [1, 2, 3]
+    assert allowed(104, "auto", 16, balance=[parts(104, 13)]) == [26, 52, 78, 104]
+    assert allowed(24, "auto", 16, balance=[parts(24, 12)]) == [12, 24]
 
 
 def test_auto_in_later_steps_is_what_it_was_in_the_first() -> None:
     g = group("a", 48)
-    found = choices([g], rising(g), Limits(round_to="auto", target="onednn"), {"a": 64})
-    assert found.ladders["a"].allowed.tolist() == list(
-        range(multiple_for_target("onednn"), 49, multiple_for_target("onednn"))
-    )
+    found = choices([g], rising(g), Limits(round_to="auto", block=16), {"a": 64})
+    assert found.ladders["a"].allowed.tolist() == [16, 32, 48]
 
 
 @pytest.mark.parametrize("value", [0, -8, 2.0, True, None, "8", {"a": 0}])
