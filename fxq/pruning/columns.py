@@ -63,9 +63,9 @@ class Columns:
         """Of the weight."""
         return self._weight.dtype
 
-    def matrix(self) -> Tensor:
-        """The weight as float64 on the CPU, of shape (parts, outputs / parts, width)."""
-        weight = self._weight.detach().cpu().double()
+    def matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The weight on the CPU, of shape (parts, outputs / parts, width)."""
+        weight = self._weight.detach().cpu().to(dtype)
         if self._transposed:
             grid = weight.reshape(self.parts, self.channels, self.outputs // self.parts, self.kernel)
             return grid.transpose(1, 2).reshape(self.parts, -1, self.width)

@@ -31,6 +31,8 @@ Vector = NDArray[np.float64]
 
 #: The optimality conditions hold to this share of the largest |b_j|.
 _TOLERANCE = 1e-9
+#: And on the way along a path, where only the order of entry counts.
+_ROUGH = 1e-5
 _SWEEPS = 500
 _ROUNDS = 10
 #: The path: so many penalties from the largest |b_j| down to this share of it.
@@ -54,7 +56,9 @@ class LassoChoice:
     penalty: float
 
 
-def lasso(gram: Vector, cross: Vector, penalty: float, start: Vector | None = None) -> Vector:
+def lasso(
+    gram: Vector, cross: Vector, penalty: float, start: Vector | None = None, tolerance: float = _TOLERANCE
+) -> Vector:
     """Minimise ``beta.G.beta / 2 - b.beta + penalty |beta|_1`` by coordinate descent.
 
     Args:
@@ -62,27 +66,28 @@ def lasso(gram: Vector, cross: Vector, penalty: float, start: Vector | None = No
         cross: b, of shape (size,).
         penalty: at least 0.
         start: where to begin; the solution for a penalty nearby saves most of the work.
+        tolerance: the largest error in the optimality conditions, relative to the largest |b_j|.
 
     Returns:
-        A solution that meets the optimality conditions to 1e-9 of the largest |b_j|, or the best after 500 sweeps.
+        A solution to that tolerance, or the best after 500 sweeps.
     """
     beta = np.zeros_like(cross) if start is None else start.copy()
     left = cross - gram @ beta
-    tolerance = _TOLERANCE * max(float(np.abs(cross).max(initial=0.0)), np.finfo(np.float64).tiny)
+    tolerance = tolerance * max(float(np.abs(cross).max(initial=0.0)), np.finfo(np.float64).tiny)
     usable = gram.diagonal() > 0
     for _ in range(_SWEEPS):
         slack = np.where(beta != 0, np.abs(left - penalty * np.sign(beta)), np.abs(left) - penalty)
         work = np.flatnonzero(usable & ((beta != 0) | (slack > tolerance)))
         if not len(work) or float(slack[work].max()) <= tolerance:
             break
-        _rounds(gram, left, beta, work, penalty, tolerance)
-        _solve_signs(gram, cross, beta, penalty)
+        if not _rounds(gram, left, beta, work, penalty, tolerance):
+            _solve_signs(gram, cross, beta, penalty)
         left = cross - gram @ beta  # anew: what was added up in rounds carries rounding
     return beta
 
 
-def _rounds(gram: Vector, left: Vector, beta: Vector, work: Indices, penalty: float, tolerance: float) -> None:
-    """Descend along the coordinates ``work`` alone, in place, until they move no more (at most 10 times)."""
+def _rounds(gram: Vector, left: Vector, beta: Vector, work: Indices, penalty: float, tolerance: float) -> bool:
+    """Descend along the coordinates ``work`` alone, in place, 10 times at most; return whether they move no more."""
     sub = np.ascontiguousarray(gram[np.ix_(work, work)])
     own, values, diagonal = left[work], beta[work], sub.diagonal().tolist()
     for _ in range(_ROUNDS):
@@ -98,6 +103,7 @@ def _rounds(gram: Vector, left: Vector, beta: Vector, work: Indices, penalty: fl
         if largest <= tolerance:
             break
     beta[work] = values
+    return largest <= tolerance
 
 
 def _solve_signs(gram: Vector, cross: Vector, beta: Vector, penalty: float) -> None:
@@ -185,7 +191,7 @@ def lasso_scores(moments: UnitMoments) -> Tensor:
     beta, before, near = np.zeros_like(cross), top, np.abs(cross)
     entered = np.zeros(len(cross), dtype=np.bool_)
     for penalty in _penalties(top):
-        beta = lasso(gram, cross, penalty, beta)
+        beta = lasso(gram, cross, penalty, beta, _ROUGH)
         fresh = (beta != 0) & ~entered
         scores[fresh] = (penalty + (before - penalty) * np.minimum(near[fresh] / before, 1.0)) / top
         entered |= fresh

@@ -63,8 +63,8 @@ class LayerMoments:
             self.count += len(some)
             self.x += x.sum(1)
             self.y += y.sum(1)
-            self.xx += x.transpose(1, 2) @ x
-            self.xy += x.transpose(1, 2) @ y
+            self.xx.baddbmm_(x.transpose(1, 2), x)
+            self.xy.baddbmm_(x.transpose(1, 2), y)
             self.yy += y.square().sum(1)
 
 

@@ -24,7 +24,7 @@ from fxq.structure.group import Group, Member
 _EXACT_COLUMNS = 2304
 #: Random filters at each position of a wider layer.
 _FILTERS = 16
-_ROWS = 512
+_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class FilterSample:
         self, layer: Columns, units: Tensor, size: int, filters: int, generator: torch.Generator, bias: Tensor | None
     ) -> None:
         self.layer = layer
-        self._weight = layer.matrix()
+        self._weight = layer.matrix(layer.dtype)  # in float64 that of a large classifier takes a gigabyte
         self._units = _last_for_none(units, size)
         self._filters = filters
         self._generator = generator
@@ -113,21 +113,26 @@ class FilterSample:
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
         """Add rows of shape (rows, parts, width) with targets of shape (rows, outputs)."""
-        layer, size = self.layer, len(self._cross)
         for some, wanted in zip(torch.split(rows, _ROWS), torch.split(targets, _ROWS), strict=True):
             x, y = some.cpu().double(), wanted.cpu().double() - self._bias
-            every = torch.arange(len(x))
-            for _ in range(self._filters):
-                chosen = torch.randint(layer.outputs, (len(x),), generator=self._generator)
-                part, filter_ = chosen // self._weight.shape[1], chosen % self._weight.shape[1]
-                products = (x[every, part] * self._weight[part, filter_]).reshape(len(x), layer.channels, -1).sum(2)
-                unit = self._units.reshape(layer.parts, layer.channels)[part]
-                z = torch.zeros((len(x), size + 1), dtype=torch.float64).scatter_add_(1, unit, products)[:, :size]
-                target = y[every, chosen]
-                self._gram += z.T @ z
-                self._cross += z.T @ target
-                self._energy += float(target @ target)
-                self._count += len(x)
+            drawn = [self._contributions(x, y) for _ in range(self._filters)]
+            z, target = torch.cat([z for z, _ in drawn]), torch.cat([t for _, t in drawn])
+            self._gram.addmm_(z.T, z)
+            self._cross += z.T @ target
+            self._energy += float(target @ target)
+            self._count += len(z)
+
+    def _contributions(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """For each row a random filter: what each unit contributes to it, (rows, size), and its target."""
+        layer, size = self.layer, len(self._cross)
+        every = torch.arange(len(x))
+        chosen = torch.randint(layer.outputs, (len(x),), generator=self._generator)
+        part, filter_ = chosen // self._weight.shape[1], chosen % self._weight.shape[1]
+        products = x[every, part] * self._weight[part, filter_].double()
+        products = products.reshape(len(x), layer.channels, -1).sum(2)
+        unit = self._units.reshape(layer.parts, layer.channels)[part]
+        z = torch.zeros((len(x), size + 1), dtype=torch.float64).scatter_add_(1, unit, products)
+        return z[:, :size], y[every, chosen]
 
     def result(self) -> UnitMoments:
         """What was summed so far."""
