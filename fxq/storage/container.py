@@ -70,6 +70,17 @@ class StoredFile:
         return out
 
 
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """Return a file's path.
+
+    Raises:
+        InputError: ``path`` is none.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise InputError(f"{path!r} is not the path of a file", fix="give a string or a pathlib.Path")
+    return Path(path)
+
+
 @contextlib.contextmanager
 def open_stored(path: Path) -> Iterator[StoredFile]:
     """Open a file, check its header and its checksum.

@@ -130,8 +130,8 @@ def _layer(cls: Any) -> Codec:
             _check_geometry(found["geometry"], cls, where)
         shape = _weight_shape(found["geometry"]) if convolution else found["shape"]
         channels = found["geometry"].out_channels if convolution else shape[0]
-        weight, scale = torch.empty(shape, dtype=torch.int8), torch.empty(channels)
-        bias = torch.empty(channels) if found["bias"] else None
+        weight, scale = torch.empty(shape, dtype=torch.int8), torch.empty(channels, dtype=torch.float32)
+        bias = torch.empty(channels, dtype=torch.float32) if found["bias"] else None
         return _make(cls, found, weight, scale, bias)
 
     return Codec(cls, read, build, exact=True, flaw=_bad_scales)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from torch import Tensor, fx, nn
 
@@ -12,7 +11,7 @@ from fxq.ir.module import TracedModule
 from fxq.ir.stage import set_graph_state
 from fxq.manager.report import attach_report
 from fxq.storage.checks import refuse
-from fxq.storage.container import StoredFile, open_stored
+from fxq.storage.container import StoredFile, as_path, open_stored
 from fxq.storage.document import GRAPH, REPORT, decode_report, unpack_document
 from fxq.storage.module_plan import fill
 from fxq.storage.plan import FORMAT, VERSION, Plan, plan_document
@@ -39,7 +38,7 @@ def load(path: str | os.PathLike[str]) -> TracedModule:
             not run.
         TargetError: the file needs int8 kernels that this machine cannot run.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         with open_stored(path) as file:
             return _load(file)

@@ -21,6 +21,8 @@ from fxq.storage.module_tree import CONTAINERS, ROOT, codecs
 from fxq.storage.names import is_attribute
 from fxq.storage.tensors import TensorPlan
 
+#: Modules are shared in real models, but not so often: a walk over all names must end.
+_MAX_PATHS: Final = 100_000
 _NO_CODEC: Final = Codec(nn.Module, lambda m: {}, lambda s, w: nn.Module())
 
 
@@ -35,13 +37,29 @@ class Value:
 
 @dataclass
 class PlannedModule:
-    """A module without values, and the index of the value of each of its parameters and buffers."""
+    """A module without values.
+
+    Attributes:
+        children: its children, by name.
+        depth: how many modules stand on the longest way down.
+        paths: how many ways down there are: a walk over all names takes as long.
+        owned: whether a layer has it as one of the children that it makes itself.
+        values: the index of the value of each parameter and buffer that is not None.
+    """
 
     module: nn.Module
     codec: Codec
-    depth: int
     where: str
+    children: dict[str, PlannedModule]
+    depth: int
+    paths: int
+    owned: bool = False
     values: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_container(self) -> bool:
+        """Whether it holds others and computes nothing."""
+        return self.codec is _NO_CODEC
 
 
 def plan_values(values: Any, tensors: Sequence[TensorPlan]) -> list[Value]:
@@ -117,10 +135,7 @@ def _plan(
     where = f"{where}, {short(kind)}"
     if (kind == ROOT) != is_root:
         refuse("the last module, and no other, is the root", where)
-    children = {k: _child(v, earlier, where) for k, v in mapping(known.get("children", {}), where).items()}
-    depth = 1 + max((earlier[i].depth for i in children.values()), default=0)
-    if depth > MAX_DEPTH:
-        refuse(f"modules are nested more than {MAX_DEPTH} deep", where)
+    children = {k: earlier[_child(v, earlier, where)] for k, v in mapping(known.get("children", {}), where).items()}
     parameters = _slots(known.get("parameters", {}), values, where)
     persistent: dict[str, bool] = {}
     buffers = _slots(_without_flags(known.get("buffers", {}), persistent, where), values, where)
@@ -128,19 +143,31 @@ def _plan(
         refuse("a parameter's value is no parameter", where)
     if set(parameters) & set(buffers) or set(children) & (set(parameters) | set(buffers)):
         refuse("a name stands twice", where)
-    if kind == ROOT or (isinstance(kind, str) and kind in CONTAINERS):
-        if "settings" in known:
-            refuse("a container has no settings", where)
-        plan = PlannedModule(CONTAINERS.get(kind, nn.Module)(), _NO_CODEC, depth, where)
+    if is_root or (isinstance(kind, str) and kind in CONTAINERS):
+        plan = _container(kind, known, children, where)
         _fill_container(plan.module, [*children, *parameters, *buffers], parameters, buffers, where)
     else:
-        plan = _layer(kind, known, depth, where)
+        plan = _layer(kind, known, children, where)
         _check_slots(plan, parameters, buffers, values, tensors)
     plan.module.training = boolean(known["training"], where)
-    _attach(plan, {name: earlier[i].module for name, i in children.items()}, is_container=plan.codec is _NO_CODEC)
+    _attach(plan)
     plan.module._non_persistent_buffers_set = {name for name, kept in persistent.items() if not kept}
     plan.values = {name: i for name, i in (*parameters.items(), *buffers.items()) if i is not None}
     return plan
+
+
+def _planned(module: nn.Module, codec: Codec, children: dict[str, PlannedModule], where: str) -> PlannedModule:
+    depth = 1 + max((child.depth for child in children.values()), default=0)
+    paths = 1 + sum(child.paths for child in children.values())
+    if depth > MAX_DEPTH or paths > _MAX_PATHS:
+        refuse(f"modules are nested more than {MAX_DEPTH} deep, or have more than {_MAX_PATHS} names", where)
+    return PlannedModule(module, codec, where, children, depth, paths)
+
+
+def _container(kind: str, known: dict[str, Any], children: dict[str, PlannedModule], where: str) -> PlannedModule:
+    if "settings" in known:
+        refuse("a container has no settings", where)
+    return _planned(CONTAINERS.get(kind, nn.Module)(), _NO_CODEC, children, where)
 
 
 def _child(value: Any, earlier: Sequence[PlannedModule], where: str) -> int:
@@ -173,7 +200,7 @@ def _fill_container(
     module._buffers = dict.fromkeys(buffers)
 
 
-def _layer(kind: Any, known: dict[str, Any], depth: int, where: str) -> PlannedModule:
+def _layer(kind: Any, known: dict[str, Any], children: dict[str, PlannedModule], where: str) -> PlannedModule:
     codec = codecs().get(kind) if isinstance(kind, str) else None
     if codec is None:
         refuse(f"the type of module {short(kind)} is not in the list of those that fxq runs", where)
@@ -185,7 +212,7 @@ def _layer(kind: Any, known: dict[str, Any], depth: int, where: str) -> PlannedM
         raise
     except Exception as error:  # constructors raise whatever they like about settings that make no sense
         refuse("the settings of a module make no sense", where, error)
-    return PlannedModule(module, codec, depth, where)
+    return _planned(module, codec, children, where)
 
 
 def _check_slots(
@@ -215,19 +242,29 @@ def _check_tensor(plan: PlannedModule, name: str, wanted: Tensor, found: TensorP
         refuse(f"{name!r} is {found.dtype}, its layer's settings say {wanted.dtype}", plan.where)
 
 
-def _attach(plan: PlannedModule, children: dict[str, nn.Module], *, is_container: bool) -> None:
+def _attach(plan: PlannedModule) -> None:
     """Give a module its children; a layer's must be just like those that it makes itself."""
     module = plan.module
-    if is_container:
-        module._modules = dict(children)
+    if plan.is_container:
+        module._modules = {name: child.module for name, child in plan.children.items()}
         return
     own = {name: child for name, child in module._modules.items() if child is not None}
-    if {n: type(m) for n, m in own.items()} != {n: type(m) for n, m in children.items()}:
+    if {n: type(m) for n, m in own.items()} != {n: type(c.module) for n, c in plan.children.items()}:
         refuse("the layer has other children", plan.where)
-    for name, child in children.items():
-        if _shapes(own[name]) != _shapes(child):
+    for name, child in plan.children.items():
+        _own(child)
+        if _shapes(own[name]) != _shapes(child.module):
             refuse(f"the child {name!r} has other shapes than the layer makes", plan.where)
-        module._modules[name] = child
+        module._modules[name] = child.module
+
+
+def _own(plan: PlannedModule) -> None:
+    """Note that a layer has made this module with all in it: no more is ever made than what the file lists."""
+    if plan.owned:
+        refuse("two layers have one child in common", plan.where)
+    plan.owned = True
+    for child in plan.children.values() if plan.is_container else ():
+        _own(child)
 
 
 def _shapes(module: nn.Module) -> dict[str, Any]:

@@ -22,15 +22,17 @@ LONGEST_PATH = 2000
 
 
 def is_identifier(name: str) -> bool:
-    """Whether ``name`` may be a variable of generated code."""
-    return _IDENTIFIER.fullmatch(name) is not None and not keyword.iskeyword(name) and not name.startswith("__")
+    """Whether ``name`` may be a variable of generated code beside ``self``."""
+    if _IDENTIFIER.fullmatch(name) is None or name == "self":
+        return False
+    return not keyword.iskeyword(name) and not name.startswith("__")
 
 
 def is_placeholder(target: str) -> bool:
     """Whether ``target`` may be a parameter of the generated ``forward``: ``x``, ``*args`` or ``**kwargs``."""
     stars = len(target) - len(target.lstrip("*"))
     name = target[stars:]
-    return stars <= 2 and is_identifier(name) and name != "self"
+    return stars <= 2 and is_identifier(name)
 
 
 def is_attribute(name: str) -> bool:

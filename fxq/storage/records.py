@@ -99,7 +99,7 @@ class RecordReader:
         values = {name: self.decode(hints[name], v) for name, v in known.items()}
         try:
             return kind(**values)
-        except (FxqError, TypeError) as error:  # a value out of its range; a field that is missing
+        except (FxqError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             return refuse(f"a {kind.__name__} cannot be made", self._where, error)
 
     def _enum(self, kind: type[enum.Enum], value: Any) -> enum.Enum:

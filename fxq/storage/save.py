@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import fxq
 from fxq.errors import InputError, StorageError
 from fxq.ir.stage import graph_state
 from fxq.manager.report import Report, report_of
-from fxq.storage.container import Entry, replacing, write_stored
+from fxq.storage.container import Entry, as_path, replacing, write_stored
 from fxq.storage.document import GRAPH, REPORT, encode_report, pack_document
 from fxq.storage.dtypes import STORED, dtype_name
 from fxq.storage.graph_json import encode_graph
@@ -50,7 +49,7 @@ def save(gm: fx.GraphModule, path: StrPath) -> None:
     if not isinstance(gm, fx.GraphModule):
         raise InputError(f"fxq.save takes a graph module, not a {type(gm).__name__}",
                          fix="give what fxq.compile or fxq.trace returned")  # fmt: skip
-    with replacing(Path(path)) as temporary:
+    with replacing(as_path(path)) as temporary:
         tensors = TensorWriter()
         document = _describe(gm, tensors)
         _check_loadable(document, tensors.entries)

@@ -146,7 +146,7 @@ def load_tensor(plan: TensorPlan, file: StoredFile) -> Tensor:
         StorageError: the contents of its entries do not fit together.
     """
     stored = STORED[dtype_name(plan.dtype)]
-    words = torch.empty(_total(dtype_name(plan.dtype), plan.shape), dtype=stored.word)
+    words = torch.empty(_total(dtype_name(plan.dtype), plan.shape), dtype=stored.word, device="cpu")
     word = unsigned(stored.dtype.itemsize)
     out = words.numpy().view(word)
     where = f"tensor {plan.name}"

@@ -240,6 +240,30 @@ def test_a_document_that_unpacks_to_much_more(forged: Forged, tmp_path: Path) ->
         load(forged.write_text(tmp_path / "m", " " * 50_000_000))
 
 
+def test_names_that_double_at_every_level(forged: Forged, tmp_path: Path) -> None:
+    modules = forged.graph["modules"]
+    root = modules.pop()
+    for _ in range(40):
+        last = len(modules) - 1
+        modules.append({"type": "torch.nn.Module", "training": False, "children": {"a": last, "b": last}})
+    modules.append({**root, "children": {**root["children"], "deep": len(modules) - 1}})
+    with pytest.raises(StorageError, match="more than 100000 names"):
+        load(forged.write(tmp_path / "m"))
+
+
+def test_a_child_that_two_layers_claim(tmp_path: Path) -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_module("b", (graph.call_module("a", (x, x, x)), x, x)))
+    layers = nn.ModuleDict({"a": nn.MultiheadAttention(4, 2), "b": nn.MultiheadAttention(4, 2)})
+    save(torch.fx.GraphModule(layers, graph), tmp_path / "m")
+    forged = Forged.read(tmp_path / "m")
+    first, second = (m for m in forged.graph["modules"] if m["type"] == "torch.nn.MultiheadAttention")
+    second["children"] = first["children"]
+    with pytest.raises(StorageError, match="one child in common"):
+        load(forged.write(tmp_path / "m"))
+
+
 def test_flags_that_are_neither(forged: Forged, tmp_path: Path) -> None:
     forged.tensors = {k: v for k, v in forged.tensors.items() if not k.startswith("flags")}
     forged.tensors["flags"] = torch.full((600,), 2, dtype=torch.uint8).view(torch.bool)
@@ -290,6 +314,9 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(InputError, match=r"cannot be opened(.|\n)*where"):
             load(path)
+    for none in (5, "", None):
+        with pytest.raises(InputError, match="is not the path of a file"):
+            load(none)  # type: ignore[arg-type]
 
 
 def test_a_library_can_read_what_was_saved(tmp_path: Path) -> None:

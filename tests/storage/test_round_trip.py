@@ -208,6 +208,19 @@ def test_the_same_module_makes_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
 
 
+def test_defaults_of_torch_do_not_matter(tmp_path: Path) -> None:
+    gm = CASES["reference"][0]()
+    expected = gm(images())
+    save(gm, tmp_path / "m")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            loaded = load(tmp_path / "m")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(expected, loaded(images()))
+
+
 _PROCESS = """
 import pathlib, pickle, sys, torch
 import fxq
