@@ -92,6 +92,29 @@ def test_norms_are_those_of_the_channels_that_stay(norm: nn.Module) -> None:
     assert not compare(out).holds
 
 
+def test_a_value_that_is_mostly_rounding_is_measured_by_it() -> None:
+    """What a layer norm without weights gives sums to nothing but rounding."""
+    net = Net(
+        lambda m, x: m.out(m.n(m.a(x)).sum(-1, keepdim=True) + m.a(x)), a=nn.Linear(8, 8),
+        n=nn.LayerNorm(8, elementwise_affine=False), out=nn.Linear(8, 4, bias=False),
+    )  # fmt: skip
+    out = prune(randomised(net), tokens())
+    assert compare(out).holds
+    swap(out.layer("out").weight, 1)
+    assert not compare(out).holds
+
+
+def test_a_network_whose_values_vanish_is_told_apart_as_well() -> None:
+    net = Net(
+        lambda m, x: m.out(m.b(m.a(x) * 1e-20)), a=nn.Linear(8, 8), b=nn.Linear(8, 8, bias=False),
+        out=nn.Linear(8, 4, bias=False),
+    )  # fmt: skip
+    out = prune(randomised(net), tokens())
+    assert compare(out).holds
+    swap(out.layer("out").weight, 1)
+    assert not compare(out).holds
+
+
 def test_neither_graph_is_changed() -> None:
     out = pruned()
     both = nn.ModuleList([out.gm, out.structure.gm]).train()
