@@ -26,6 +26,7 @@ from fxq.storage.observers import observer_codecs
 from fxq.storage.tensors import TensorWriter
 from fxq.storage.torch_layers import torch_codecs
 from fxq.storage.transformers import transformer_codecs
+from fxq.storage.weight_only import weight_only_codecs
 
 #: Modules that hold others and compute nothing of their own.
 CONTAINERS: Final[dict[str, type[nn.Module]]] = {
@@ -44,7 +45,7 @@ _HOOKS: Final = (
 @functools.cache
 def codecs() -> dict[str, Codec]:
     """Return every type of module that a file may hold, beside the containers, by name."""
-    return {**torch_codecs(), **transformer_codecs(), **fxq_codecs(), **observer_codecs()}
+    return {**torch_codecs(), **transformer_codecs(), **fxq_codecs(), **weight_only_codecs(), **observer_codecs()}
 
 
 @functools.cache
@@ -132,7 +133,8 @@ def _check(module: nn.Module, name: str | None, path: str) -> None:
         raise InputError(
             f"a file cannot hold a module of the type {cls.__module__}.{cls.__qualname__}", where=where,
             why="fxq.load runs no code but its own and torch's, so it could not call this one",
-            fix="rewrite it with layers of torch.nn that can be traced; or keep this model with torch.save. "
+            fix="compile the model, which turns layers that only add a constructor into torch's own; or rewrite this "
+            "one with layers of torch.nn, so that it can be traced; or keep the model with torch.save. "
             "Of the types that a file holds, " + nearest(cls.__name__, [n.rpartition(".")[2] for n in codecs()]),
         )  # fmt: skip
     if any(getattr(module, hooks, None) for hooks in _HOOKS):

@@ -126,6 +126,10 @@ CASES: dict[str, Case] = {
     "dicts": (lambda: fxq.trace(_seeded(Dicts), (_batch(),)), lambda: (_batch(),)),
     "recurrent": (lambda: fxq.trace(_seeded(Recurrent), _sequences(5)), lambda: (_sequences(5),)),
     "attention": (lambda: fxq.trace(_seeded(Attention), _sequences(8)), lambda: (_sequences(8),)),
+    "int4 weights": (
+        lambda: fxq.compile(nn.Sequential(nn.Linear(64, 32), nn.Tanh()).eval(), recipe="weight4"),
+        lambda: (_sequences(64),),
+    ),
     "int8 attention": (
         lambda: fxq.compile(_seeded(Attention), _sequences(8), calibration=[_sequences(8)], target="reference"),
         lambda: (_sequences(8),),

@@ -118,7 +118,7 @@ def strange_name() -> fx.GraphModule:
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no graph module": (Plain, r"takes a graph module, not a Plain"),
-    "a module of the user's": (opaque, r"type (.*)Opaque(.|\n)*where: module `1`(.|\n)*fix: rewrite it"),
+    "a module of the user's": (opaque, r"type (.*)Opaque(.|\n)*where: module `1`(.|\n)*fix: compile the model"),
     "hooks": (hooked, r"hooks(.|\n)*where: module `fc`(.|\n)*fix: remove them"),
     "another forward": (replaced, r"forward was replaced(.|\n)*module `fc`"),
     "parametrisations": (parametrised, r"parametrisations(.|\n)*module `fc`(.|\n)*remove_parametrizations"),

@@ -1,0 +1,63 @@
+"""The linear layers with int8 or int4 weights that a file may hold."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from fxq.nn.weight_only import GROUP_SIZES, Weight4Linear, Weight8Linear
+from fxq.storage.checks import boolean, fields, integer, refuse
+from fxq.storage.codec import Codec
+
+_MAX_FEATURES: Final = 2**31
+
+
+@functools.cache
+def weight_only_codecs() -> dict[str, Codec]:
+    """Return the codecs of the layers with quantised weights and float activations, by name."""
+    return {f"fxq.nn.{cls.__name__}": _codec(cls) for cls in (Weight8Linear, Weight4Linear)}
+
+
+def _codec(cls: Any) -> Codec:
+    grouped = cls is Weight4Linear
+
+    def read(module: Any) -> dict[str, Any]:
+        settings = {"in_features": module.in_features, "out_features": module.out_features}
+        settings |= {"group_size": module.group_size} if grouped else {}
+        return {**settings, "bias": module.bias is not None}
+
+    def build(settings: dict[str, Any], where: str) -> nn.Module:
+        known = fields(settings, where, "in_features out_features bias" + " group_size" * grouped)
+        inputs, outputs = (integer(known[name], where, 0, _MAX_FEATURES) for name in ("in_features", "out_features"))
+        module: nn.Module = cls(nn.Linear(inputs, outputs, boolean(known["bias"], where), dtype=torch.float32))
+        if grouped:
+            _check_group(known["group_size"], inputs, where)
+            _add(module, "weight", torch.uint8, outputs, inputs // 2)
+            _add(module, "weight_scale", torch.float32, outputs, inputs // known["group_size"])
+            _add(module, "weight_offset", torch.float32, outputs, inputs // known["group_size"])
+        else:
+            _add(module, "weight", torch.int8, outputs, inputs)
+            _add(module, "weight_scale", torch.float32, outputs)
+        return module
+
+    return Codec(cls, read, build, exact=True, flaw=_bad_scales)
+
+
+def _add(module: nn.Module, name: str, dtype: torch.dtype, *shape: int) -> None:
+    module.register_buffer(name, torch.empty(shape, dtype=dtype))
+
+
+def _check_group(group_size: Any, inputs: int, where: str) -> None:
+    if group_size not in GROUP_SIZES or inputs == 0 or inputs % group_size:
+        refuse(f"{inputs} inputs are not in groups of a size that there is", where)
+
+
+def _bad_scales(module: nn.Module) -> str | None:
+    for name in ("weight_scale", "weight_offset"):
+        values = module._buffers.get(name)
+        if isinstance(values, Tensor) and not bool(torch.isfinite(values).all()):
+            return f"{name} is not finite"
+    return None
