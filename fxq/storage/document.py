@@ -30,11 +30,19 @@ MAX_RATIO: Final = 100
 _SLACK: Final = 1 << 16
 
 
-def pack_document(value: Any) -> Tensor:
+def to_json(value: Any) -> bytes:
+    """Return ``value`` as JSON.
+
+    Raises:
+        TypeError: it holds something that JSON does not.
+    """
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def pack_document(raw: bytes) -> Tensor:
     """Return JSON as a tensor of compressed bytes."""
-    raw = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     packed = zlib.compress(raw, 9)
-    if len(raw) > _limit(len(packed)):  # repeats more often than is believed of a file: compress less
+    if len(raw) > _limit(len(packed)):  # repeats more often than is believed of a file: do not compress
         packed = zlib.compress(raw, 0)
     return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
@@ -12,9 +12,10 @@ from torch import Tensor, fx
 import fxq
 from fxq.errors import InputError, StorageError
 from fxq.ir.stage import graph_state
-from fxq.manager.report import Report, report_of
+from fxq.manager.report import Report
+from fxq.storage.checks import parse_json
 from fxq.storage.container import Entry, as_path, replacing, write_stored
-from fxq.storage.document import GRAPH, REPORT, encode_report, pack_document
+from fxq.storage.document import GRAPH, REPORT, decode_report, encode_report, pack_document, to_json
 from fxq.storage.dtypes import STORED, dtype_name
 from fxq.storage.graph_json import encode_graph
 from fxq.storage.module_tree import TreeWriter
@@ -25,6 +26,8 @@ from fxq.storage.tensors import TensorWriter
 from fxq.tracing.record import RECORD_KEY, TraceRecord
 
 StrPath = str | os.PathLike[str]
+#: Where a graph module keeps its report.
+REPORT_KEY: Final = "fxq_report"
 
 
 def save(gm: fx.GraphModule, path: StrPath) -> None:
@@ -51,12 +54,11 @@ def save(gm: fx.GraphModule, path: StrPath) -> None:
                          fix="give what fxq.compile or fxq.trace returned")  # fmt: skip
     with replacing(as_path(path)) as temporary:
         tensors = TensorWriter()
-        document = _describe(gm, tensors)
-        _check_loadable(document, tensors.entries)
-        entries = {GRAPH: pack_document(document), **tensors.entries}
-        report = _report(gm)
-        if report is not None:
-            entries[REPORT] = pack_document(encode_report(report))
+        graph = to_json(_describe(gm, tensors))
+        _check_graph(graph, tensors.entries)
+        entries = {GRAPH: pack_document(graph), **tensors.entries}
+        if isinstance(gm.meta.get(REPORT_KEY), Report):
+            entries[REPORT] = pack_document(_checked_report(gm.meta[REPORT_KEY]))
         write_stored(temporary, entries, _metadata())
 
 
@@ -80,19 +82,23 @@ def _describe(gm: fx.GraphModule, tensors: TensorWriter) -> dict[str, Any]:
     }
 
 
-def _check_loadable(document: dict[str, Any], entries: Mapping[str, Tensor]) -> None:
+def _check_graph(raw: bytes, entries: Mapping[str, Tensor]) -> None:
     """Let the loader check what is about to be written: what it would refuse is refused now, while there is a model."""
     header = {n: Entry(STORED[dtype_name(t.dtype)].code, tuple(t.shape), 0, t.nbytes) for n, t in entries.items()}
     try:
-        plan_document(document, header)
+        plan_document(parse_json(raw, "the graph"), header)
     except StorageError as error:
         raise InputError(f"this graph module cannot be saved: {error.what}", where=error.where, why=error.why,
                          fix="make it with torch's and fxq's own layers and names that are plain identifiers",
                          ) from error  # fmt: skip
 
 
-def _report(gm: fx.GraphModule) -> Report | None:
+def _checked_report(report: Report) -> bytes:
+    """The report as JSON from which it can be made again."""
     try:
-        return report_of(gm)
-    except InputError:
-        return None
+        raw = to_json(encode_report(report))
+        decode_report(parse_json(raw, "the report"))
+    except (StorageError, TypeError, ValueError) as error:
+        raise InputError("the report of this graph module cannot be saved", why=f"{type(error).__name__}: {error}",
+                         fix=f"gm.meta.pop({REPORT_KEY!r}) leaves it out") from error  # fmt: skip
+    return raw

@@ -14,7 +14,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from fxq.storage.container import open_stored
-from fxq.storage.document import GRAPH, REPORT, pack_document, unpack_document
+from fxq.storage.document import GRAPH, REPORT, pack_document, to_json, unpack_document
 
 _DTYPES = {"F32": torch.float32, "U8": torch.uint8, "I8": torch.int8, "I64": torch.int64, "BOOL": torch.bool}
 
@@ -43,9 +43,9 @@ class Forged:
         return cls(graph, report, tensors, metadata)
 
     def write(self, path: Path) -> Path:
-        entries = {GRAPH: pack_document(self.graph), **self.tensors}
+        entries = {GRAPH: pack_document(to_json(self.graph)), **self.tensors}
         if self.report is not None:
-            entries[REPORT] = pack_document(self.report)
+            entries[REPORT] = pack_document(to_json(self.report))
         return self.write_entries(path, entries)
 
     def write_text(self, path: Path, text: str) -> Path:

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 import fxq
-from fxq.errors import StorageError
+from fxq.errors import InputError, StorageError
 from fxq.pruning.api import plan_of, prune, prune_report
 from fxq.storage import load, save
 from fxq.storage.document import decode_report, encode_report
@@ -74,3 +74,14 @@ OTHERS = [
 def test_other_sections_are_refused(section: Any) -> None:
     with pytest.raises(StorageError):
         decode_report({**json.loads(json.dumps(encode_report(fxq.Report()))), "sections": [section]})
+
+
+@pytest.mark.parametrize("note", [object(), 5, "\ud800"], ids=repr)
+def test_a_report_that_cannot_come_back_is_refused(note: Any, tmp_path: Path) -> None:
+    gm = fxq.compile(residual(), images())
+    fxq.report(gm).notes.append(note)
+    with pytest.raises(InputError, match=r"report of this graph module cannot be saved(.|\n)*leaves it out"):
+        save(gm, tmp_path / "m")
+    gm.meta.pop("fxq_report")
+    save(gm, tmp_path / "m")
+    assert "fxq_report" not in load(tmp_path / "m").meta
