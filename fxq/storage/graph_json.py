@@ -195,18 +195,18 @@ def _check_path(op: str, path: str, args: Any, kwargs: Any, root: nn.Module, whe
 def _check_placeholders(nodes: list[fx.Node]) -> None:
     """Check that the inputs make the parameters of a function: no name twice, defaults and stars where they may be."""
     stars = [str(n.target).count("*") for n in nodes]
-    names = [str(n.target).strip("*") for n in nodes]
-    plain = [bool(n.args) for n, s in zip(nodes, stars, strict=True) if not s]
-    keyword = stars.index(1) if 1 in stars else len(nodes)
-    before = [bool(n.args) for n, s in zip(nodes[:keyword], stars[:keyword], strict=True) if not s]
-    wrong = (
-        len(set(names)) != len(names)
-        or stars.count(1) > 1
-        or 2 in stars[:-1]
-        or before != sorted(before)
-        or any(n.args for n, s in zip(nodes, stars, strict=True) if s)
+    names = {str(n.target).strip("*") for n in nodes}
+    defaults = [bool(n.args) for n in nodes]
+    keyword = next((i for i, s in enumerate(stars) if s), len(nodes))  # behind *args, defaults may come in any order
+    positional = defaults[:keyword]
+    good = (
+        len(names) == len(nodes)
+        and positional == sorted(positional)
+        and stars.count(1) <= 1
+        and 2 not in stars[:-1]
+        and not any(s and d for s, d in zip(stars, defaults, strict=True))
     )
-    if wrong or (1 not in stars and plain != sorted(plain)):
+    if not good:
         refuse("the inputs are no parameters that a function can have", "the graph")
 
 

@@ -177,6 +177,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "two inputs of one name": (lambda f: node(f, "gain").update(target="x"), "no parameters"),
     "an input without a default behind one with": (
         lambda f: (node(f, "x").update(args=[1]), node(f, "gain").pop("args")), "no parameters"),
+    "arguments behind keywords": (lambda f: node(f, "x").update(target="**x"), "no parameters"),
     "deep arguments": (lambda f: call(f, "output").update(args=[_deep(200)]), "nested"),
     "too few arguments": (lambda f: node(f, "add").update(target="operator.add", args=[]), "no code for the graph"),
     "a scale that is NaN": (

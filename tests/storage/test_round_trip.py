@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 import fxq
+from fxq.errors import TargetError
 from fxq.ir import graph_text, stage_of, take_snapshot
 from fxq.ir.provenance import node_info
 from fxq.ir.stage import graph_state
@@ -72,6 +73,7 @@ def test_everything_around_the_graph_comes_back(case: tuple[fx.GraphModule, tupl
     loaded = round_trip(gm, tmp_path)
     assert type(loaded).__name__ == type(gm).__name__
     assert loaded.code == gm.code
+    loaded.graph.lint()
     assert graph_state(loaded) == graph_state(gm)
     assert loaded.meta["fxq_trace"] == gm.meta["fxq_trace"]
     kept = ("fxq", "fxq_tensor", "fxq_source", "fxq_module")
@@ -219,6 +221,14 @@ def test_defaults_of_torch_do_not_matter(tmp_path: Path) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert_same(expected, loaded(images()))
+
+
+@pytest.mark.skipif("onednn" not in CASES, reason="this machine has no onednn kernels")
+def test_a_machine_without_the_kernels_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(CASES["onednn"][0](), tmp_path / "m")
+    monkeypatch.setattr("fxq.nn.kernels.onednn_unavailable_reason", lambda: "no such instructions")
+    with pytest.raises(TargetError, match=r"'onednn'(.|\n)*no such instructions"):
+        load(tmp_path / "m")
 
 
 _PROCESS = """
