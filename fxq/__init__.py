@@ -32,7 +32,10 @@ from fxq.manager import PassManager as PassManager
 from fxq.manager import Report as Report
 from fxq.manager import report_of as report
 from fxq.pipelines import pipeline as pipeline
+from fxq.pruning.api import plan_of as plan_of
 from fxq.pruning.api import prune as prune
+from fxq.pruning.plan import Plan as Plan
+from fxq.pruning.sensitivity import sensitivity as prune_sensitivity
 from fxq.quant.calibration import inputs as inputs
 from fxq.quant.overrides import Override as Override
 from fxq.quant.recipe import Recipe as Recipe
@@ -49,6 +52,7 @@ __all__ = [
     "Override",
     "PassError",
     "PassManager",
+    "Plan",
     "Recipe",
     "Report",
     "StorageError",
@@ -64,8 +68,10 @@ __all__ = [
     "load",
     "passes",
     "pipeline",
+    "plan_of",
     "profile",
     "prune",
+    "prune_sensitivity",
     "pruning",
     "report",
     "save",

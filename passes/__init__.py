@@ -21,6 +21,7 @@ from fxq.passes.fuse_activation import FuseActivation as FuseActivation
 from fxq.passes.fuse_residual import FuseResidual as FuseResidual
 from fxq.passes.insert_observers import InsertObservers as InsertObservers
 from fxq.passes.lower_int8 import LowerInt8 as LowerInt8
+from fxq.passes.prune import Prune as Prune
 from fxq.passes.prune_channels import PruneChannels as PruneChannels
 from fxq.passes.quantise_weights import QuantiseWeights as QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations as RecogniseActivations

@@ -68,12 +68,14 @@ class Pass(ABC):
         consumes: the stages of graphs that it takes.
         produces: the stage of the graph that it makes; None leaves the stage as it is.
         numerics: what it promises about the output.
+        resizes: whether values inside the graph may get another shape, as by pruning; the output keeps its own.
     """
 
     name: ClassVar[str]
     consumes: ClassVar[tuple[Stage, ...]] = (Stage.FLOAT, Stage.CANONICAL, Stage.FUSED)
     produces: ClassVar[Stage | None] = None
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    resizes: ClassVar[bool] = False
 
     @abstractmethod
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
