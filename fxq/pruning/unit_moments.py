@@ -88,8 +88,8 @@ def unit_moments(moments: LayerMoments, units: Tensor, size: int, *, bias: Tenso
     for part, of in enumerate(torch.split(_last_for_none(units, size), layer.channels)):
         pairs = moments.xx[part] * (weight[part].T @ weight[part])
         pairs = pairs.reshape(*grid, *grid).sum((1, 3))
-        member = torch.zeros((len(of), size + 1), dtype=torch.float64).scatter_(1, of.unsqueeze(1), 1.0)
-        gram += member.T @ pairs @ member
+        by_unit = torch.zeros((size + 1, len(of)), dtype=torch.float64).index_add_(0, of, pairs)
+        gram.index_add_(1, of, by_unit)
         cross.index_add_(0, of, (weight[part].T * xy[part]).sum(1).reshape(grid).sum(1))
     return UnitMoments(gram[:size, :size], cross[:size], float(energy.sum()), moments.count * layer.outputs)
 
