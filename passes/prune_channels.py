@@ -14,6 +14,7 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.pruning.surgery.exchange import shrink_layers
+from fxq.pruning.surgery.selections import erase_idle, fit_selections
 from fxq.pruning.surgery.sizes import fit_sizes
 from fxq.structure import Group, Mask, Structure, analyse
 
@@ -53,7 +54,9 @@ class PruneChannels(Pass):
         kept = structure.kept(keep)
         with rw.rule("prune", *_leaders(rw, chosen)):
             shrink_layers(rw, structure, kept)
+            idle = fit_selections(rw, structure, kept)
             fit_sizes(rw, structure, kept, context.inputs)
+            erase_idle(rw, idle)
         for note in (f"{g.name}: {int(keep[g.name].sum())} of {g.size} kept" for g in chosen):
             context.note(note)
 

@@ -15,6 +15,7 @@ from fxq.ir.shapes import TensorSpec, bind_placeholders, is_recorded, recorded_v
 from fxq.structure.analysis import Analysis, Cost, Value, plain_value, protect_value
 from fxq.structure.group import Indices
 from fxq.structure.groups import make_groups
+from fxq.structure.rules.selections import find_selections
 from fxq.structure.rules.sizes import protect_computed, read_size
 from fxq.structure.rules.table import kind_name, rule_of
 from fxq.structure.solve import solve
@@ -34,8 +35,8 @@ def analyse(gm: fx.GraphModule, inputs: ModelInputs) -> Structure:
         GraphError: the graph does not run on ``inputs``.
     """
     _record(gm, inputs)
-    an = Analysis(gm)
     identify = Identifier(gm)
+    an = Analysis(gm, find_selections(gm, identify))
     for node in gm.graph.nodes:
         an.values[node] = _value(an, node, identify)
         _protect_single(an, node, an.values[node])
@@ -45,7 +46,10 @@ def analyse(gm: fx.GraphModule, inputs: ModelInputs) -> Structure:
     slots = tuple(an.slots.values())
     costs = (*an.costs, *_opaque_costs(gm, an, inputs))
     shapes = {node: recorded_value(node) for node in gm.graph.nodes}
-    return Structure(gm, groups, tuple(an.opaque), an.values, shapes, slots, group_of, unit_of, costs, _others(gm, an))
+    selections = tuple(s for node, s in an.selections.items() if s.node is node)
+    return Structure(
+        gm, groups, tuple(an.opaque), an.values, shapes, slots, selections, group_of, unit_of, costs, _others(gm, an)
+    )
 
 
 def _record(gm: fx.GraphModule, inputs: ModelInputs) -> None:
@@ -76,8 +80,11 @@ def _value(an: Analysis, node: fx.Node, identify: Identifier) -> Value:
     spec = recorded_value(node)
     if not _holds_tensor(spec):
         return None if read_size(an, node) else an.describe_as_opaque(node, kind_name(_kind(node)))
-    op = identify(node)
-    rule, op = rule_of(op)
+    selection = an.selections.get(node)
+    if selection is not None:
+        axes = an.axes(selection.source)
+        return selection.outer(axes) if node is selection.node else selection.between(axes, len(spec.shape))
+    rule, op = rule_of(identify(node))
     if rule is None or _reads_more(node, op.inputs, an):
         return an.describe_as_opaque(node, kind_name(op.kind))
     protect_computed(an, op)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from fxq.ir.provenance import node_info
 from fxq.ir.shapes import TensorSpec, recorded_value
 from fxq.structure.axes import Axes, plain, protect_axes, tie_axes, tie_axis
 from fxq.structure.group import Indices
+from fxq.structure.rules.selections import Selection
 from fxq.structure.space import Space
 
 #: The axes of a node's value: of a tensor, or of each of several; None for what is no tensor.
@@ -66,12 +67,14 @@ class Analysis:
     """The graph, what is known of its values so far, and where rules state what they know.
 
     Attributes:
+        selections: by each of their nodes, the runs of nodes that only put positions in another order.
         values: the axes of each node's value.
         slots: by the identity of the tensor object, so that tied parameters are one.
         sizes: for each node that is a size or computed from sizes, the dimensions whose lengths went into it.
     """
 
     gm: fx.GraphModule
+    selections: Mapping[fx.Node, Selection] = field(default_factory=dict)
     space: Space = field(default_factory=Space)
     values: dict[fx.Node, Value] = field(default_factory=dict)
     slots: dict[int, Slot] = field(default_factory=dict)

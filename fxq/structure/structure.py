@@ -13,6 +13,7 @@ from torch import fx
 from fxq.structure.analysis import Cost, Opaque, Slot, Value
 from fxq.structure.axes import Axes
 from fxq.structure.group import Group, Indices, Mask
+from fxq.structure.rules.selections import Selection
 
 #: For each group by name, which of its units stay. A group that is missing stays whole.
 Keep = Mapping[str, Mask]
@@ -37,6 +38,7 @@ class Structure:
         values: the axes of every node's value.
         shapes: what the example inputs gave at every node, as recorded: dense shapes.
         slots: every parameter and buffer that has channels, once each.
+        selections: where positions are put in another order.
         unit_of: for each identity, its group's index in ``groups`` and its unit there; -1 where it always stays.
     """
 
@@ -46,6 +48,7 @@ class Structure:
     values: Mapping[fx.Node, Value]
     shapes: Mapping[fx.Node, Any]
     slots: tuple[Slot, ...]
+    selections: tuple[Selection, ...]
     group_of: Indices
     unit_of: Indices
     node_costs: tuple[Cost, ...]

@@ -21,10 +21,8 @@ def test_names_and_order() -> None:
     assert not structure.opaque
 
 
-def test_a_layer_that_leads_two_groups() -> None:
-    net = Net(
-        lambda m, x: m.out(m.a(x).view(-1, 2, 4, 8, 8).transpose(1, 2).flatten(1, 2)), a=conv(3, 8), out=conv(8, 4)
-    )
+def test_a_unit_of_several_channels() -> None:
+    net = Net(lambda m, x: m.out(m.a(x).unflatten(1, (2, 4)).sum(1)), a=conv(3, 8), out=conv(4, 4))
     structure = structure_of(net, image())
     assert structure.group("a").size == 4
     assert structure.group("a").members[0].units.tolist() == [0, 1, 2, 3] * 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import fx
@@ -213,17 +212,6 @@ def pixel_unshuffled(an: Analysis, op: OpCall) -> Value:
     an.protect(op.inputs[0], f"{an.where(op.node)} makes channels of it", (-2, -1))
     (channels,) = reshape(an.space, (x[-3], None), (shape[-3], factor), (shape[-3] * factor,), an.where(op.node))
     return (*x[:-3], channels, None, None)
-
-
-def channel_shuffled(an: Analysis, op: OpCall) -> Value:
-    """``(N, C, *)`` as ``(N, g, C / g, *)``, the two exchanged."""
-    x, shape = an.axes(op.inputs[0]), an.shape(op.inputs[0])
-    groups, where = op.attrs["groups"], an.where(op.node)
-    split = (groups, shape[1] // groups)
-    first, second = reshape(an.space, (x[1],), (shape[1],), split, where)
-    _protect_second(an, op, first)
-    (channels,) = reshape(an.space, (second, None), split[::-1], (math.prod(split),), where)
-    return (x[0], channels, *x[2:])
 
 
 def _protect_second(an: Analysis, op: OpCall, ids: Indices | None) -> None:

@@ -59,7 +59,6 @@ RULES: Final[Mapping[str, Rule]] = {
     "pad": moves.padded,
     "pixel_shuffle": moves.pixel_shuffled,
     "pixel_unshuffle": moves.pixel_unshuffled,
-    "channel_shuffle": moves.channel_shuffled,
 }
 
 #: Operations that fxq's table lacks, by what names them there.
