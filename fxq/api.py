@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.nn.parameter import is_lazy
 
-from fxq.errors import CalibrationError, GraphError, InputError
+from fxq.admission import check_model, check_runs, private_copy
+from fxq.errors import CalibrationError, InputError
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
 from fxq.manager.layers import layer_records
 from fxq.manager.report import attach_report
@@ -75,7 +73,7 @@ def compile(
     report = Report(
         options={"recipe": chosen.name, "target": target, "passes": "the recipe's" if passes is None else "given"}
     )
-    gm = trace(_private_copy(model), inputs)
+    gm = trace(private_copy(model), inputs)
     _note_trace(gm, report)
     if chosen.name == "float" and calibration is None and passes is None:
         report.note("nothing was quantised: calibration data would unlock recipe='int8'")
@@ -96,45 +94,11 @@ def _runnable(gm: fx.GraphModule, inputs: ModelInputs | None, *, given: bool) ->
     """Return the inputs to verify passes on, having seen the traced model run on those that were given."""
     if inputs is None:
         return None
-    try:
-        run_on_copy(gm, inputs)
-    except GraphError as error:
-        kind, source = (
-            (InputError, "the example inputs") if given else (CalibrationError, "the first calibration batch")
-        )
-        raise kind(f"the model does not run on {source}", where=f"module `{error.where}`", why=error.why,
-                         fix="give inputs of the shapes and dtypes that the model takes") from error  # fmt: skip
-    return inputs if given else few_samples(gm, inputs)
-
-
-def check_model(model: nn.Module) -> None:
-    """Raise InputError where ``model`` cannot be compiled as it is."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model is a {type(model).__name__}", fix="give a torch.nn.Module")
-    training = [name or "the root module" for name, m in model.named_modules() if m.training]
-    if training:
-        raise InputError("the model is in training mode", where=", ".join(training[:3]),
-                         why="dropout and batch norm behave otherwise in training",
-                         fix="call model.eval() first; fxq leaves the mode as you set it")  # fmt: skip
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        reason = _unusable(name, tensor)
-        if reason is not None:
-            layer, _, own = name.rpartition(".")
-            raise InputError(f"`{own}` {reason}", where=f"layer `{layer or 'the root module'}`",
-                             fix="load other weights, or look for what made these")  # fmt: skip
-
-
-def _unusable(name: str, tensor: torch.Tensor) -> str | None:
-    """Return why a parameter or buffer cannot be compiled, or None. A mask of minus infinities is usable."""
-    if is_lazy(tensor):
-        return "has no values yet: run the model once"
-    if tensor.is_meta:
-        return "lies on the meta device and has no values"
-    if not tensor.is_floating_point():
-        return None
-    infinite = isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
-    bad = ~torch.isfinite(tensor) if infinite else torch.isnan(tensor)
-    return f"holds NaN or infinity in {int(bad.sum())} of {bad.numel()} values" if bool(bad.any()) else None
+    if given:
+        check_runs(gm, inputs, InputError, "the example inputs")
+        return inputs
+    check_runs(gm, inputs, CalibrationError, "the first calibration batch")
+    return few_samples(gm, inputs)
 
 
 def _manager(
@@ -162,16 +126,6 @@ def _bind_data(
     return inputs, data
 
 
-def _private_copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise InputError(
-            "the model cannot be copied", why=f"{type(error).__name__}: {error}",
-            fix="fxq works on a copy: remove what cannot be copied from the module's attributes",
-        ) from error  # fmt: skip
-
-
 def _note_trace(gm: fx.GraphModule, report: Report) -> None:
     record = gm.meta.get("fxq_trace")
     if not isinstance(record, TraceRecord):
@@ -187,4 +141,4 @@ def _finish(report: Report, writer: DiagramWriter | None) -> None:
     report.notes += writer.notes
 
 
-__all__ = ["PassRecord", "check_model", "compile"]
+__all__ = ["PassRecord", "compile"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxq.api import check_model
+from fxq.admission import check_model
 from fxq.errors import InputError, nearest
 from fxq.manager import Report
 from fxq.manager.report import attach_report, report_of

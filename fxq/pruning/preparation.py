@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import fx, nn
 
-from fxq.api import check_model
-from fxq.errors import GraphError, InputError
+from fxq.admission import check_model, check_runs, private_copy
+from fxq.errors import InputError
 from fxq.manager import PassContext, PassManager, Report
-from fxq.manager.running import run_on_copy
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.decompose_attention import DecomposeAttention
 from fxq.passes.functionalise import Functionalise
@@ -43,20 +41,7 @@ def prepare(model: nn.Module, inputs: ModelInputs, report: Report, verify: bool)
         TraceError: it cannot be captured.
         PassError: a pass failed.
     """
-    try:
-        own = copy.deepcopy(model)
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise InputError(
-            "the model cannot be copied", why=f"{type(error).__name__}: {error}",
-            fix="fxq works on a copy: remove what cannot be copied from the module's attributes",
-        ) from error  # fmt: skip
-    gm = trace(own, inputs)
-    try:
-        run_on_copy(gm, inputs)
-    except GraphError as error:
-        raise InputError(
-            "the model does not run on the example inputs", where=f"module `{error.where}`", why=error.why,
-            fix="give inputs of the shapes and dtypes that the model takes",
-        ) from error  # fmt: skip
+    gm = trace(private_copy(model), inputs)
+    check_runs(gm, inputs, InputError, "the example inputs")
     manager = PassManager([Functionalise(), Canonicalise(), DecomposeAttention()], verify=verify)
     return manager(gm, context=PassContext(inputs if verify else None), report=report).graph_module

@@ -1,0 +1,69 @@
+"""What every call that takes a user's model asks of it before the work starts."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import fx, nn
+from torch.nn.parameter import is_lazy
+
+from fxq.errors import CalibrationError, GraphError, InputError
+from fxq.manager.running import run_on_copy
+from fxq.tracing import ModelInputs
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise InputError where ``model`` cannot be compiled as it is."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}", fix="give a torch.nn.Module")
+    training = [name or "the root module" for name, m in model.named_modules() if m.training]
+    if training:
+        raise InputError("the model is in training mode", where=", ".join(training[:3]),
+                         why="dropout and batch norm behave otherwise in training",
+                         fix="call model.eval() first; fxq leaves the mode as you set it")  # fmt: skip
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        reason = _unusable(name, tensor)
+        if reason is not None:
+            layer, _, own = name.rpartition(".")
+            raise InputError(f"`{own}` {reason}", where=f"layer `{layer or 'the root module'}`",
+                             fix="load other weights, or look for what made these")  # fmt: skip
+
+
+def _unusable(name: str, tensor: torch.Tensor) -> str | None:
+    """Return why a parameter or buffer cannot be compiled, or None. A mask of minus infinities is usable."""
+    if is_lazy(tensor):
+        return "has no values yet: run the model once"
+    if tensor.is_meta:
+        return "lies on the meta device and has no values"
+    if not tensor.is_floating_point():
+        return None
+    if bool(torch.isfinite(tensor.sum())):  # one pass over the weights, where nearly all models end
+        return None
+    infinite = isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
+    bad = ~torch.isfinite(tensor) if infinite else torch.isnan(tensor)
+    return f"holds NaN or infinity in {int(bad.sum())} of {bad.numel()} values" if bool(bad.any()) else None
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` that fxq may change.
+
+    Raises:
+        InputError: the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InputError(
+            "the model cannot be copied", why=f"{type(error).__name__}: {error}",
+            fix="fxq works on a copy: remove what cannot be copied from the module's attributes",
+        ) from error  # fmt: skip
+
+
+def check_runs(gm: fx.GraphModule, inputs: ModelInputs, kind: type[InputError | CalibrationError], source: str) -> None:
+    """Run a traced model once, recording shapes, and raise an error of ``kind`` where it fails on ``source``."""
+    try:
+        run_on_copy(gm, inputs)
+    except GraphError as error:
+        raise kind(f"the model does not run on {source}", where=f"module `{error.where}`", why=error.why,
+                   fix="give inputs of the shapes and dtypes that the model takes") from error  # fmt: skip
