@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
 from fxq.ir.identify import identify
 from fxq.ir.provenance import ensure_ids, node_info
@@ -124,6 +125,10 @@ def _entries(region: list[fx.Node]) -> set[fx.Node]:
 
 
 def _weights(gm: fx.GraphModule, node: fx.Node) -> int:
+    """Elements of the weights that a node uses: those of a module, or a matrix that the graph reads by itself."""
+    if node.op == "get_attr":
+        value = operator.attrgetter(str(node.target))(gm)
+        return value.numel() if isinstance(value, nn.Parameter) and value.dim() > 1 else 0
     if node.op != "call_module":
         return 0
     return sum(p.numel() for p in gm.get_submodule(str(node.target)).parameters() if p.dim() > 1)

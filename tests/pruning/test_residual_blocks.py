@@ -22,6 +22,7 @@ class Wrapped(nn.Module):
         self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
         self.norm = nn.LayerNorm(4)
         self.constant = nn.Parameter(torch.ones(4))
+        self.matrix = nn.Parameter(torch.randn(4, 4))
         self._forward = forward
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,6 +58,10 @@ def test_the_operand_with_more_weights_is_the_branch(
     assert (block.branch.name, block.shortcut.name) == (branch, shortcut)
     assert "a" in {n.name for n in block.nodes}
     assert not others
+
+
+def weights_by_themselves(m: nn.Module, x: Tensor) -> Tensor:
+    return F.linear(F.relu(x @ m.matrix), m.matrix) + x
 
 
 def two_inputs(m: nn.Module, x: Tensor) -> Tensor:
@@ -99,6 +104,11 @@ def test_other_additions_are_told_apart(forward: Callable[..., Tensor], reason: 
     blocks, (other,) = residual_blocks(trace(Wrapped(forward).eval(), torch.randn(2, 4)))
     assert not blocks
     assert reason in other.reason
+
+
+def test_weights_that_the_graph_reads_itself_count() -> None:
+    (block,), _ = residual_blocks(trace(Wrapped(weights_by_themselves).eval(), torch.randn(2, 4)))
+    assert block.shortcut.op == "placeholder"
 
 
 def test_a_shortcut_of_another_shape_is_refused() -> None:
