@@ -42,8 +42,8 @@ def compile(
             calibration batch serves. Any batch size works with the result; other sizes wherever the model takes them.
         calibration: a DataLoader or any iterable of batches (a tensor, a tuple or list of arguments, a dict of
             keyword arguments; labels beside the input are left out), or a callable ``f(model)`` that runs the model.
-        recipe: ``"float"``, ``"int8"``, ``"weight8"``, ``"weight4"``, ``"auto"`` (int8 where ``calibration`` is given,
-            else float), or a ``Recipe``.
+        recipe: ``"float"``, ``"int8"``, ``"dynamic"``, ``"weight8"``, ``"weight4"``, ``"auto"`` (int8 where
+            ``calibration`` is given, else float), or a ``Recipe``.
         target: ``"onednn"``, ``"reference"``, or ``"auto"``, the best that this machine runs.
         passes: passes to run instead of the recipe's, as a list or a manager.
         verify: check every pass's result (stage, shapes, output on the example inputs).

@@ -15,6 +15,7 @@ from fxq.passes.fuse_activation import FuseActivation
 from fxq.passes.fuse_residual import FuseResidual
 from fxq.passes.insert_observers import InsertObservers
 from fxq.passes.lower_int8 import LowerInt8
+from fxq.passes.quantise_dynamically import QuantiseDynamically
 from fxq.passes.quantise_weights import QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations
 from fxq.quant.recipe import Recipe
@@ -51,10 +52,17 @@ def weight_only_pipeline(bits: int, verify: bool = True) -> PassManager:
     return float_pipeline(verify).insert_before("fuse_residual", QuantiseWeights(bits))
 
 
+def dynamic_pipeline(target: str = "auto", verify: bool = True) -> PassManager:
+    """The float pipeline with int8 linear layers that quantise their inputs at run time."""
+    return float_pipeline(verify).insert_before("fuse_residual", QuantiseDynamically(backend=target))
+
+
 def pipeline(recipe: Recipe, target: str, verify: bool = True) -> PassManager:
     """Return the passes of ``recipe`` for ``target``."""
     if recipe.quantises:
         return int8_pipeline(recipe, target, verify)
+    if recipe.name == "dynamic":
+        return dynamic_pipeline(target, verify)
     if recipe.weight_bits is not None:
         return weight_only_pipeline(recipe.weight_bits, verify)
     return float_pipeline(verify)

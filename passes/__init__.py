@@ -23,6 +23,7 @@ from fxq.passes.insert_observers import InsertObservers as InsertObservers
 from fxq.passes.lower_int8 import LowerInt8 as LowerInt8
 from fxq.passes.prune import Prune as Prune
 from fxq.passes.prune_channels import PruneChannels as PruneChannels
+from fxq.passes.quantise_dynamically import QuantiseDynamically as QuantiseDynamically
 from fxq.passes.quantise_weights import QuantiseWeights as QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations as RecogniseActivations
 from fxq.passes.separate_convolutions import SeparateConvolutions as SeparateConvolutions

@@ -16,8 +16,9 @@ class Recipe:
     """How a model is quantised.
 
     Attributes:
-        name: ``"float"`` (canonicalise, fold and fuse only), ``"int8"`` (static int8), ``"weight8"`` or ``"weight4"``
-            (linear layers with int8 or int4 weights, activations in float).
+        name: ``"float"`` (canonicalise, fold and fuse only), ``"int8"`` (static int8), ``"dynamic"`` (linear
+            layers with int8 weights, activations quantised at run time), ``"weight8"`` or ``"weight4"`` (linear layers
+            with int8 or int4 weights, activations in float).
         activation: how the range of an activation is found: ``"minmax"``, ``"moving_average"`` (of each batch's range),
             or from a histogram: ``"percentile"``, ``"mse"`` (least squared error), ``"entropy"`` (TensorRT's), or
             ``"auto"``, the one with the least expected error for each tensor.
@@ -68,7 +69,7 @@ class Recipe:
         return Choices(gm, self.options, self.overrides)
 
 
-_NAMES = ("float", "int8", "weight8", "weight4")
+_NAMES = ("float", "int8", "dynamic", "weight8", "weight4")
 
 
 def resolve_recipe(recipe: str | Recipe, calibrated: bool) -> Recipe:

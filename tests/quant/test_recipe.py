@@ -17,7 +17,7 @@ def test_auto_follows_the_calibration_data() -> None:
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown recipe 'int'\n.*did you mean 'int8'"):
         resolve_recipe("int", calibrated=False)
-    with pytest.raises(InputError, match=r"unknown recipe 'zzz'\n.*known: 'auto', 'float', 'int8'"):
+    with pytest.raises(InputError, match=r"unknown recipe 'zzz'\n.*known: 'auto', 'dynamic', 'float', 'int8'"):
         resolve_recipe("zzz", calibrated=False)
     with pytest.raises(InputError, match=r"unknown recipe 8\n"):
         resolve_recipe(8, calibrated=False)  # type: ignore[arg-type]
