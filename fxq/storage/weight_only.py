@@ -1,4 +1,4 @@
-"""The linear layers with int8 or int4 weights that a file may hold."""
+"""The linear layers with int8 or int4 weights, and float inputs, that a file may hold."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from fxq.nn.dynamic import GRANULARITIES, DynamicLinear
+from fxq.nn.kernels import BACKENDS, Weights
 from fxq.nn.weight_only import GROUP_SIZES, Weight4Linear, Weight8Linear
 from fxq.storage.checks import boolean, fields, integer, refuse
 from fxq.storage.codec import Codec
@@ -17,8 +19,30 @@ _MAX_FEATURES: Final = 2**31
 
 @functools.cache
 def weight_only_codecs() -> dict[str, Codec]:
-    """Return the codecs of the layers with quantised weights and float activations, by name."""
-    return {f"fxq.nn.{cls.__name__}": _codec(cls) for cls in (Weight8Linear, Weight4Linear)}
+    """Return the codecs of the layers with quantised weights and float inputs, by name."""
+    found = {f"fxq.nn.{cls.__name__}": _codec(cls) for cls in (Weight8Linear, Weight4Linear)}
+    return {
+        **found,
+        "fxq.nn.DynamicLinear": Codec(DynamicLinear, _read_dynamic, _build_dynamic, exact=True, flaw=_bad_scales),
+    }
+
+
+def _read_dynamic(module: Any) -> dict[str, Any]:
+    outputs, inputs = module.weight.shape
+    return {
+        "in_features": inputs, "out_features": outputs, "bias": module.bias is not None,
+        "granularity": module.granularity, "backend": module.backend,
+    }  # fmt: skip
+
+
+def _build_dynamic(settings: dict[str, Any], where: str) -> nn.Module:
+    known = fields(settings, where, "in_features out_features bias granularity backend")
+    inputs, outputs = (integer(known[name], where, 0, _MAX_FEATURES) for name in ("in_features", "out_features"))
+    if known["granularity"] not in GRANULARITIES or known["backend"] not in BACKENDS:
+        refuse("its granularity or backend is not known", where)
+    bias = torch.empty(outputs) if boolean(known["bias"], where) else None
+    weights = Weights(torch.empty(outputs, inputs, dtype=torch.int8), torch.empty(outputs), bias)
+    return DynamicLinear(weights, known["granularity"], known["backend"])
 
 
 def _codec(cls: Any) -> Codec:
