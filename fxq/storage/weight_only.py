@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fxq.nn.dynamic import GRANULARITIES, DynamicLinear
 from fxq.nn.kernels import BACKENDS, Weights
 from fxq.nn.weight_only import GROUP_SIZES, Weight4Linear, Weight8Linear
-from fxq.storage.checks import boolean, fields, integer, refuse
+from fxq.storage.checks import boolean, fields, integer, refuse, text
 from fxq.storage.codec import Codec
 
 _MAX_FEATURES: Final = 2**31
@@ -38,11 +38,12 @@ def _read_dynamic(module: Any) -> dict[str, Any]:
 def _build_dynamic(settings: dict[str, Any], where: str) -> nn.Module:
     known = fields(settings, where, "in_features out_features bias granularity backend")
     inputs, outputs = (integer(known[name], where, 0, _MAX_FEATURES) for name in ("in_features", "out_features"))
-    if known["granularity"] not in GRANULARITIES or known["backend"] not in BACKENDS:
+    granularity, backend = text(known["granularity"], where), text(known["backend"], where)
+    if granularity not in GRANULARITIES or backend not in BACKENDS:
         refuse("its granularity or backend is not known", where)
     bias = torch.empty(outputs) if boolean(known["bias"], where) else None
     weights = Weights(torch.empty(outputs, inputs, dtype=torch.int8), torch.empty(outputs), bias)
-    return DynamicLinear(weights, known["granularity"], known["backend"])
+    return DynamicLinear(weights, granularity, backend)
 
 
 def _codec(cls: Any) -> Codec:

@@ -115,7 +115,8 @@ FXQ: list[nn.Module] = [
     fnn.QPad((1, 2, 0, -1), A, "constant", -0.5), fnn.QAvgPool(2, A, B, 3, 2, 1, divisor_override=4),
     fnn.QAdaptiveAvgPool(2, A, B, (None, 3)), fnn.QMean(A, B, (2, 3), keepdim=True),
     fnn.QLookup(A, B, "hardtanh", 0.0, float("inf")), fnn.Quantize(A, pixels=True), fnn.Dequantize(B),
-    DynamicLinear.from_layer(linear(), "tensor", "reference"), Weight8Linear.from_layer(linear()), Weight4Linear.from_layer(nn.Linear(64, 3, bias=False), 32),
+    DynamicLinear.from_layer(linear(), "tensor", "reference"),
+    Weight8Linear.from_layer(linear()), Weight4Linear.from_layer(nn.Linear(64, 3, bias=False), 32),
     observed(MinMaxObserver("here")), observed(MovingAverageObserver("here", 0.3)),
     observed(PerChannelMinMaxObserver("there", 1)), observed(HistogramObserver("here", "entropy", 99.0)), BlockScale(),
 ]  # fmt: skip
