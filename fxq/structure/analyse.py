@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from fxq.analysis import profile
 from fxq.ir.identify import Identifier
 from fxq.ir.ops import Kind
 from fxq.ir.shapes import TensorSpec, bind_placeholders, is_recorded, recorded_value, run_recorded
-from fxq.structure.analysis import Analysis, Cost, Value, plain_value, protect_value
-from fxq.structure.group import Indices
+from fxq.structure.analysis import Analysis, Value, plain_value, protect_value
 from fxq.structure.groups import make_groups
 from fxq.structure.rules.selections import find_selections
 from fxq.structure.rules.sizes import protect_computed, read_size
@@ -44,12 +42,12 @@ def analyse(gm: fx.GraphModule, inputs: ModelInputs) -> Structure:
     solution = solve(an.space)
     groups, group_of, unit_of = make_groups(an, solution)
     slots = tuple(an.slots.values())
-    costs = (*an.costs, *_opaque_costs(gm, an, inputs))
     shapes = {node: recorded_value(node) for node in gm.graph.nodes}
     selections = tuple(s for node, s in an.selections.items() if s.node is node)
     return Structure(
-        gm, groups, tuple(an.opaque), an.values, shapes, slots, selections, group_of, unit_of, costs, _others(gm, an)
-    )
+        gm, inputs, groups, tuple(an.opaque), an.values, shapes, slots, selections, group_of, unit_of, tuple(an.costs),
+        _others(gm, an),
+    )  # fmt: skip
 
 
 def _record(gm: fx.GraphModule, inputs: ModelInputs) -> None:
@@ -152,15 +150,6 @@ def _protect_shared_with_opaque(an: Analysis) -> None:
             for ids in slot.axes if slot is not None else ():
                 if ids is not None:
                     an.space.protect(ids, f"`{paths[opaque.node]}`, which no rule describes, has the same weights")
-
-
-def _opaque_costs(gm: fx.GraphModule, an: Analysis, inputs: ModelInputs) -> list[Cost]:
-    """The multiply-adds of operations that no rule describes: counted in a run, and the same after any pruning."""
-    if not an.opaque:
-        return []
-    names = {o.node for o in an.opaque}
-    empty: tuple[Indices, ...] = ()
-    return [Cost(x.name, x.macs, empty) for x in profile(gm, inputs).layers if x.name in names and x.macs]
 
 
 def _holds_tensor(spec: Any) -> bool:

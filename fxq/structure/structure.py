@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import fx
 
+from fxq.analysis import profile
 from fxq.structure.analysis import Cost, Opaque, Slot, Value
 from fxq.structure.axes import Axes
 from fxq.structure.group import Group, Indices, Mask
 from fxq.structure.rules.selections import Selection
+from fxq.tracing import ModelInputs
 
 #: For each group by name, which of its units stay. A group that is missing stays whole.
 Keep = Mapping[str, Mask]
@@ -33,6 +36,7 @@ class Structure:
 
     Attributes:
         gm: the graph module.
+        inputs: the example inputs.
         groups: all groups, in the order of execution.
         opaque: the operations that no rule describes.
         values: the axes of every node's value.
@@ -43,6 +47,7 @@ class Structure:
     """
 
     gm: fx.GraphModule
+    inputs: ModelInputs
     groups: tuple[Group, ...]
     opaque: tuple[Opaque, ...]
     values: Mapping[fx.Node, Value]
@@ -68,11 +73,19 @@ class Structure:
         return out
 
     def costs(self, keep: Keep | None = None) -> Costs:
-        """Multiply-adds and parameters when only ``keep`` stays: exact, and without running anything."""
+        """Multiply-adds and parameters when only ``keep`` stays: exact, and without running what is pruned."""
         kept = self.kept(keep or {})
-        macs = sum(c.constant * math.prod(int(kept[ids].sum()) for ids in c.axes) // c.divisor for c in self.node_costs)
+        costs = (*self.node_costs, *self._opaque_costs)
+        macs = sum(c.constant * math.prod(int(kept[ids].sum()) for ids in c.axes) // c.divisor for c in costs)
         params = self.other_params + sum(slot_size(s, kept) for s in self.slots if _is_parameter(s))
         return Costs(macs, params)
+
+    @cached_property
+    def _opaque_costs(self) -> tuple[Cost, ...]:
+        """The multiply-adds of operations that no rule describes: counted in one run, and the same after pruning."""
+        names = {o.node for o in self.opaque}
+        layers = profile(self.gm, self.inputs).layers if names else ()
+        return tuple(Cost(x.name, x.macs, ()) for x in layers if x.name in names and x.macs)
 
 
 def slot_shape(slot: Slot, kept: Mask) -> tuple[int, ...]:
