@@ -64,7 +64,7 @@ class Prune(Pass):
         if context.inputs is None:
             raise PassError("the pass `prune` needs example inputs", fix="pass example_inputs")
         structure = analyse(rw.gm, context.inputs)
-        limits = Limits(self.protect, {}, {}, self.round_to, "reference")
+        limits = Limits(self.protect, round_to=self.round_to)
         check_limits(structure.groups, limits)
         chooser = Chooser(find_criterion(self.criterion), "mean", "layer", "auto", limits)
         sizes = {g.name: g.size for g in structure.groups}

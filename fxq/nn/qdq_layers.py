@@ -6,7 +6,7 @@ They sit between ``dequantize`` and ``quantize`` nodes and compute what the int8
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -205,7 +205,7 @@ def output_rows(layer: nn.Module) -> Tensor:
     """The weight of a float or fused layer with its output channels in front: (output channels, everything else)."""
     source: Any = layer
     if isinstance(source, nn.Linear):
-        return cast(Tensor, source.weight)
+        return source.weight
     geometry = ConvGeometry.of(layer)
     weight = swap_channels(source.weight, geometry.groups) if geometry.transposed else source.weight
     return weight.flatten(1)
