@@ -97,10 +97,10 @@ def solve(moments: LayerMoments, old: Weights, ridge: float) -> Weights:
         xx = xx - moments.x.unsqueeze(2) * moments.x.unsqueeze(1) / count
         xy = xy - moments.x.unsqueeze(2) * moments.y.unsqueeze(1) / count
     mean = xx.diagonal(dim1=1, dim2=2).mean(1)
-    eye = torch.eye(xx.shape[1], dtype=xx.dtype)
     while True:
-        penalty = (ridge * mean).clamp_min(torch.finfo(xx.dtype).tiny).reshape(-1, 1, 1)
-        factor, failed = torch.linalg.cholesky_ex(xx + penalty * eye)
+        penalised = xx.clone()
+        penalised.diagonal(dim1=1, dim2=2).add_((ridge * mean).clamp_min(torch.finfo(xx.dtype).tiny).unsqueeze(1))
+        factor, failed = torch.linalg.cholesky_ex(penalised)
         if not bool(failed.any()):
             break
         ridge = max(10 * ridge, 1e-14)
