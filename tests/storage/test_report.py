@@ -76,7 +76,7 @@ def test_other_sections_are_refused(section: Any) -> None:
         decode_report({**json.loads(json.dumps(encode_report(fxq.Report()))), "sections": [section]})
 
 
-@pytest.mark.parametrize("note", [object(), 5, "\ud800"], ids=repr)
+@pytest.mark.parametrize("note", [object(), 5, "\ud800"], ids=["object", "number", "surrogate"])
 def test_a_report_that_cannot_come_back_is_refused(note: Any, tmp_path: Path) -> None:
     gm = fxq.compile(residual(), images())
     fxq.report(gm).notes.append(note)

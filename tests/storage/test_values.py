@@ -44,7 +44,9 @@ def test_nodes_are_indices() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [2**63, object(), {1, 2}, range(3), b"x", torch.relu, complex("inf"), torch.zeros(1)], ids=repr
+    "value",
+    [2**63, object(), {1, 2}, range(3), b"x", torch.relu, complex("inf"), torch.zeros(1)],
+    ids=["integer", "object", "set", "range", "bytes", "function", "complex", "tensor"],
 )
 def test_other_values_are_refused_with_their_place(value: Any) -> None:
     with pytest.raises(InputError, match=r"cannot be saved(.|\n)*node `n`(.|\n)*fix: use plain values"):
