@@ -61,3 +61,12 @@ def test_half_of_every_group_goes(name: str) -> None:
     with torch.no_grad():
         for batch in (x[:1], torch.cat([x, x[:1]])):
             assert shapes(out.gm(batch)) == shapes(model(batch))
+
+
+@pytest.mark.zoo
+def test_shuffles_let_each_stage_keep_half() -> None:
+    """Read as views, the shuffles would tie whole columns of channels, and deep stages would have few units left."""
+    out = prune(*build("shufflenet_v2_x1_0"))
+    sizes = {name: len(mask) for name, mask in out.keep.items()}
+    assert {sizes[f"stage{i}.0.branch2.5"] for i in (2, 3, 4)} == {58, 116, 232}
+    assert all(int(mask.sum()) == len(mask) // 2 for mask in out.keep.values())

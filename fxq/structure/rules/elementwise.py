@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from fxq.ir.identify import OpCall
 from fxq.structure.analysis import Analysis, Value
 from fxq.structure.axes import broadcast, concatenate, protect_axes
@@ -16,6 +20,19 @@ def elementwise(an: Analysis, op: OpCall) -> Value:
     """Several tensors in, broadcast against each other; numbers count for nothing."""
     operands = [(an.axes(node), an.shape(node)) for node in op.nodes]
     return broadcast(an.space, operands, an.shape(op.node), an.where(op.node))
+
+
+def gated(an: Analysis, op: OpCall) -> Value:
+    """glu: the first half of a dimension, multiplied by the sigmoid of the second."""
+    x = an.axes(op.inputs[0])
+    given: Any = op.node.kwargs.get("dim", op.node.args[1] if len(op.node.args) > 1 else -1)
+    dim = int(getattr(op.module, "dim", given)) % len(x)
+    ids = x[dim]
+    if ids is None:
+        return x
+    first, second = np.split(ids, 2)
+    an.space.tie(first, second)
+    return (*x[:dim], first, *x[dim + 1 :])
 
 
 def over_dim(an: Analysis, op: OpCall) -> Value:

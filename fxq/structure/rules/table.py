@@ -83,6 +83,8 @@ OTHERS: Final[Mapping[Kind, Rule]] = {
          "method:masked_fill", operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne),
         elementwise.elementwise,
     ),
+    F.glu: elementwise.gated,
+    nn.GLU: elementwise.gated,
     nn.LocalResponseNorm: elementwise.along_channels,
     F.normalize: elementwise.along_channels,
 }  # fmt: skip

@@ -53,6 +53,12 @@ def test_a_sum_over_channels_leaves_them_free() -> None:
     assert out.pruned == ["a", "b"], "and couples them with nothing"
 
 
+def test_gated_halves_go_together() -> None:
+    net = Net(lambda m, x: m.out(F.glu(F.glu(m.glu(m.a(x)), 1), dim=-3)), a=conv(3, 32), glu=nn.GLU(1), out=conv(4, 4))
+    out = check(net, image(), others=OTHER)
+    assert out.structure.group("a").members[0].units.tolist() == [*range(4)] * 8
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -62,6 +68,8 @@ def test_a_sum_over_channels_leaves_them_free() -> None:
         (lambda a, b: F.local_response_norm(a, 2), "no rule describes local_response_norm"),
         (lambda a, b: a.amax(1, keepdim=True) * b, "no rule describes method:amax"),
         (lambda a, b: a.cumsum(1), "no rule describes method:cumsum"),
+        (lambda a, b: a.flip(1), "no rule describes method:flip"),
+        (lambda a, b: a.std(1, keepdim=True) * b, "no rule describes method:std"),
         (lambda a, b: a[:, [1, 0, 2, 3, 4, 5, 6, 7]], "no rule describes"),
         (lambda a, b: F.batch_norm(a, None, None, training=True), "no rule describes batch_norm"),
         (lambda a, b: F.group_norm(a, 2), "no rule describes group_norm"),
