@@ -18,7 +18,7 @@ from benchmarks.networks.training import accuracy
 from fxq.analysis.timing import interleave, summarise
 from fxq.pruning.api import prune
 
-_BATCH = 16
+_BATCH = 64
 _FLOAT, _PRUNED, _INT8, _BOTH = "float", "pruned", "int8", "pruned and int8"
 
 
@@ -41,15 +41,15 @@ def _measure(subject: _Subject, budget_s: float, evaluate: Callable[[nn.Module],
     with torch.inference_mode():
         calls = {name: functools.partial(model, subject.example) for name, model in models.items()}
         rows = {row.name: row for row in summarise(interleave(calls, budget_s=budget_s))}
-    values = {f"{name} (ms)": 1e3 * rows[name].median_s for name in models}
-    values |= {f"{name} (x)": rows[_FLOAT].median_s / rows[name].median_s for name in models if name != _FLOAT}
+    values = {f"{name}: (ms)": 1e3 * rows[name].median_s for name in models}
+    values |= {f"{name}: (x)": rows[_FLOAT].median_s / rows[name].median_s for name in models}
     if evaluate is not None:
-        values |= {f"{name} (right)": evaluate(model) for name, model in models.items()}
+        values |= {f"{name}: accuracy": evaluate(model) for name, model in models.items()}
     return values
 
 
-def _resnet20(trained: Trained, settings: Settings, seed: int) -> Mapping[str, float]:
-    pruned = finetuned(prune_to(trained, "l1", settings, seed, round_to="auto"), trained, settings, seed)
+def _resnet20(trained: Trained, settings: Settings, seed: int, *, round_to: int | str) -> Mapping[str, float]:
+    pruned = finetuned(prune_to(trained, "l1", settings, seed, round_to=round_to), trained, settings, seed)
     example = trained.images.test.tensors[0][:_BATCH]
     subject = _Subject(trained.model, pruned, example, [images for images, _ in data_of(trained, seed)])
     return _measure(subject, settings.budget_s, lambda model: accuracy(model, trained.images.test))
@@ -66,12 +66,10 @@ PART = Part(
     "latency",
     "both halves of compression together, compiled by fxq: float, pruned, int8, pruned and int8",
     {
-        f"ResNet-20, batch {_BATCH}": _resnet20,
+        f"ResNet-20, batch {_BATCH}": functools.partial(_resnet20, round_to="auto"),
+        f"ResNet-20, batch {_BATCH}, multiples of 16": functools.partial(_resnet20, round_to=16),
         "ResNet-50, batch 1, random weights": functools.partial(_torchvision, name="resnet50"),
     },
-    {
-        **{f"{name} (ms)": f"{name}" for name in (_FLOAT, _PRUNED, _INT8, _BOTH)},
-        **{f"{name} (x)": f"{name}" for name in (_PRUNED, _INT8, _BOTH)},
-        **{f"{name} (right)": f"{name}" for name in (_FLOAT, _PRUNED, _INT8, _BOTH)},
-    },
+    {"(ms)": "latency", "(x)": "speed-up", "accuracy": "accuracy"},
+    (_FLOAT, _PRUNED, _INT8, _BOTH),
 )

@@ -61,7 +61,9 @@ class Part:
 
     Attributes:
         methods: by name; the first is what the others are compared with.
-        columns: heading and format of what the methods return.
+        columns: headings of what the methods return; a name that ends in ``(ms)`` or ``(x)`` is a time or a ratio, all
+            others are fractions.
+        variants: where a method returns several lines, their names: its values are ``"variant: column"``.
         what: what the table shows, one sentence.
     """
 
@@ -69,6 +71,7 @@ class Part:
     what: str
     methods: Mapping[str, Method]
     columns: Mapping[str, str]
+    variants: tuple[str, ...] = ()
 
 
 def data_of(trained: Trained, seed: int) -> list[tuple[Tensor, Tensor]]:

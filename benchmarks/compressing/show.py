@@ -18,19 +18,27 @@ def table(part: Part, rows: Sequence[Row]) -> Table:
     seeds = sorted({row.seed for row in rows})
     shown = Table(title=f"{part.what} (networks {', '.join(map(str, seeds))})", title_justify="left")
     shown.add_column("")
-    present = {key: head for key, head in part.columns.items() if any(key in row.values for row in rows)}
-    for key, heading in present.items():
-        shown.add_column(f"{heading}{_unit(key)}", justify="right")
+    present = {k: v for k, v in part.columns.items() if any(name.endswith(k) for row in rows for name in row.values)}
+    for heading in present.values():
+        shown.add_column(heading, justify="right")
     notes = []
     for method in part.methods:
         own = [row for row in rows if row.method == method]
         if any(row.values for row in own):
-            shown.add_row(
-                method, *(_cell(key, [row.values[key] for row in own if key in row.values]) for key in present)
-            )
+            for title, prefix in _lines(method, part.variants):
+                shown.add_row(title, *(_cell(key, _values(own, prefix + key)) for key in present))
         notes += [_reason(row) for row in own if row.failure]
     shown.caption, shown.caption_justify = "\n".join(notes) or None, "left"
     return shown
+
+
+def _lines(method: str, variants: Sequence[str]) -> list[tuple[str, str]]:
+    """The title of each line of a method, and what its values' names begin with."""
+    return [(f"{method}: {name}", f"{name}: ") for name in variants] or [(method, "")]
+
+
+def _values(rows: Sequence[Row], name: str) -> list[float]:
+    return [row.values[name] for row in rows if name in row.values]
 
 
 def _cell(key: str, values: Sequence[float]) -> str:
@@ -48,10 +56,6 @@ def _format(key: str) -> tuple[float, int, str]:
     if key.endswith("(x)"):
         return 1.0, 2, "x"
     return 100.0, 1, " %"
-
-
-def _unit(key: str) -> str:
-    return ", speed-up" if key.endswith("(x)") else ", accuracy" if key.endswith("(right)") else ""
 
 
 def _reason(row: Row) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch.utils.data import TensorDataset
 
 from benchmarks import compression
-from benchmarks.compressing import PARTS, Part, Settings, tp
+from benchmarks.compressing import PARTS, Part, Row, Settings, tp
 from benchmarks.compressing.part import before_and_after, macs_share, reinitialised
 from benchmarks.compressing.show import table
 from benchmarks.networks import Images, ResNet, Trained
@@ -90,6 +90,16 @@ def test_the_table_has_means_spreads_and_reasons(trained: Trained) -> None:
     assert "91.0 % ± 1.4" in text
     assert "bad, network 2: ModuleNotFoundError: No module named 'torch_pruning'" in text
     assert "pruned" not in text.replace("torch_pruning", "")
+
+
+def test_a_method_may_have_several_lines() -> None:
+    part = Part("made up", "latency", {"net": _broken}, {"(ms)": "latency", "(x)": "speed-up"}, ("float", "int8"))
+    values = {"float: (ms)": 8.0, "float: (x)": 1.0, "int8: (ms)": 2.0, "int8: (x)": 4.0}
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    with console.capture() as capture:
+        console.print(table(part, [Row("made up", "net", 0, values)]))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capture.get().splitlines() if "net:" in line]
+    assert lines == [["net: float", "8.00 ms", "1.00x"], ["net: int8", "2.00 ms", "4.00x"]]
 
 
 def test_an_interrupted_run_goes_on(
