@@ -19,7 +19,7 @@ from benchmarks.compressing.part import (
     reinitialised,
 )
 from benchmarks.networks import Trained
-from fxq.pruning.api import prune
+from fxq.pruner.api import prune
 from fxq.pruning.criteria import L1, Random
 
 _DATA = ("taylor", "taylor_gate", "activation", "apoz", "thinet", "lasso")
@@ -63,6 +63,10 @@ def _methods() -> dict[str, Method]:
     made["fxq l1, greedy"] = functools.partial(_fxq, criterion=L1(greedy=True))
     for name in ("l1", "bn_scale", "taylor"):
         made[f"fxq {name}, global"] = functools.partial(_fxq, criterion=name, scope="global")
+    for name in ("bn_scale", "taylor"):
+        made[f"fxq {name}, global, over the mean"] = functools.partial(
+            _fxq, criterion=name, scope="global", normalise="mean"
+        )
     made["fxq l1, least squares"] = functools.partial(_fxq, criterion="l1", reconstruct=True)
     made["fxq random"] = functools.partial(_fxq, criterion="random")
     made["fxq l1's widths, fresh weights"] = _scratch

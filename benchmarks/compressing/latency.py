@@ -16,7 +16,7 @@ from benchmarks.compressing.part import Part, Settings, data_of, finetuned
 from benchmarks.networks import Trained
 from benchmarks.networks.training import accuracy
 from fxq.analysis.timing import interleave, summarise
-from fxq.pruning.api import prune
+from fxq.pruner.api import prune
 
 _BATCH = 64
 _FLOAT, _PRUNED, _INT8, _BOTH = "float", "pruned", "int8", "pruned and int8"
