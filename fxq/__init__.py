@@ -32,10 +32,10 @@ from fxq.manager import PassManager as PassManager
 from fxq.manager import Report as Report
 from fxq.manager import report_of as report
 from fxq.pipelines import pipeline as pipeline
-from fxq.pruning.api import plan_of as plan_of
-from fxq.pruning.api import prune as prune
+from fxq.pruner.api import plan_of as plan_of
+from fxq.pruner.api import prune as prune
+from fxq.pruner.sensitivity import sensitivity as prune_sensitivity
 from fxq.pruning.plan import Plan as Plan
-from fxq.pruning.sensitivity import sensitivity as prune_sensitivity
 from fxq.quant.calibration import inputs as inputs
 from fxq.quant.overrides import Override as Override
 from fxq.quant.recipe import Recipe as Recipe

@@ -13,10 +13,10 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.pruning.surgery.exchange import shrink_layers
-from fxq.pruning.surgery.selections import erase_idle, fit_selections
-from fxq.pruning.surgery.sizes import fit_sizes
 from fxq.structure import Group, Mask, Structure, analyse
+from fxq.surgery.exchange import shrink_layers
+from fxq.surgery.selections import erase_idle, fit_selections
+from fxq.surgery.sizes import fit_sizes
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,10 @@ class Read(nn.Module):
 
 
 class Special(nn.Linear):
-    """A subclass: fxq does not know what it does."""
+    """A subclass that redefines something: fxq does not know what it does."""
+
+    def extra_repr(self) -> str:
+        return "special"
 
 
 def not_finite() -> nn.Module:

@@ -18,7 +18,7 @@ from fxq.passes.fold_batch_norm import FoldBatchNorm
 from fxq.passes.fuse_activation import FuseActivation
 from fxq.passes.insert_observers import InsertObservers
 from fxq.passes.sparsify import Sparsify
-from fxq.pruning.api import prune
+from fxq.pruner.api import prune
 from fxq.tracing import trace
 from tests.compression.networks import batch, pair
 

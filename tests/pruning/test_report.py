@@ -8,7 +8,7 @@ import pytest
 from torch import fx, nn
 
 import fxq
-from fxq.pruning.api import prune, prune_report
+from fxq.pruner.api import prune, prune_report
 from tests.pruning.networks import images, residual, widths
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 import fxq
 from fxq.errors import InputError, StorageError
-from fxq.pruning.api import plan_of, prune, prune_report
+from fxq.pruner.api import plan_of, prune, prune_report
 from fxq.storage import load, save
 from fxq.storage.document import decode_report, encode_report
 from tests.storage.models import images, residual

@@ -12,17 +12,17 @@ from fxq.admission import check_model
 from fxq.errors import InputError, nearest
 from fxq.manager import Report
 from fxq.manager.report import attach_report, report_of
+from fxq.pruner.latency import Stopwatch
+from fxq.pruner.mending import Mending
+from fxq.pruner.preparation import bind_inputs, prepare
+from fxq.pruner.stepping import Dense, Evidence, Loss, Run
 from fxq.pruning.choosing import Choice, Chooser, find_criterion
 from fxq.pruning.criteria import COUPLINGS, NORMALISATIONS, Criterion, check_needs
-from fxq.pruning.latency import Stopwatch
-from fxq.pruning.mending import Mending
 from fxq.pruning.plan import Plan, make_plan
-from fxq.pruning.preparation import bind_inputs, prepare
 from fxq.pruning.report import PruneReport, group_records
 from fxq.pruning.schedule import Goal, limits_at, make_goal, shares
 from fxq.pruning.selection import Limits, check_limits
 from fxq.pruning.selection.rounding import RoundTo, block_of
-from fxq.pruning.stepping import Dense, Evidence, Loss, Run
 from fxq.pruning.view import GroupView
 from fxq.structure import analyse
 from fxq.targets import resolve_target

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxq
-from fxq.pruning.api import prune, prune_report
+from fxq.pruner.api import prune, prune_report
 
 shim = pytest.importorskip("benchmarks.torchvision_shim")
 

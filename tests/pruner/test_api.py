@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 import fxq
 from fxq.errors import InputError
-from fxq.pruning.api import plan_of, prune, prune_report
+from fxq.pruner.api import plan_of, prune, prune_report
+from fxq.pruner.latency import Stopwatch
 from fxq.pruning.criteria import L1
-from fxq.pruning.latency import Stopwatch
 from fxq.pruning.masking import Equivalence
 from fxq.pruning.plan import Plan
 from fxq.pruning.view import GroupView
@@ -103,7 +103,7 @@ def test_steps_so_large_that_a_budget_is_missed_are_said() -> None:
 
 
 def test_multiples_that_nobody_asked_for_give_way_to_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxq.pruning.api.block_of", lambda _: 16)
+    monkeypatch.setattr("fxq.pruner.api.block_of", lambda _: 16)
     model, x = residual(64, 64), images()
     for macs, multiple in ((0.75, 16), (0.5, 8), (0.9, 4)):
         gm = prune(model, x, macs=macs)
@@ -249,7 +249,7 @@ def test_the_result_is_a_module_like_others() -> None:
 
 def test_a_result_that_is_not_the_masked_model(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Equivalence(0.5, "conv1", 3)
-    monkeypatch.setattr("fxq.pruning.stepping.compare_with_masked", lambda *_: found)
+    monkeypatch.setattr("fxq.pruner.stepping.compare_with_masked", lambda *_: found)
     with pytest.raises(fxq.VerifyError, match=r"(?s)does not equal the masked dense model.*`conv1`.*0.5"):
         pruned(residual(), ratio=0.5)
     found = Equivalence(1e-6, "conv1", 3)

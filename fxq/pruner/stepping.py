@@ -12,13 +12,13 @@ from torch import Tensor, fx, nn
 from fxq.errors import VerifyError
 from fxq.manager import PassContext, Report
 from fxq.passes.prune_channels import PruneChannels
+from fxq.pruner.latency import Stopwatch
+from fxq.pruner.mending import Mending
 from fxq.pruning.choosing import Choice, Chooser, Measure, choose
 from fxq.pruning.criteria import Criterion
 from fxq.pruning.evidence.activations import collect_activations, layers_of
 from fxq.pruning.evidence.gradients import collect_gradients
-from fxq.pruning.latency import Stopwatch
 from fxq.pruning.masking import Equivalence, compare_with_masked
-from fxq.pruning.mending import Mending
 from fxq.pruning.sampled import SampledCriterion
 from fxq.pruning.schedule import Goal
 from fxq.pruning.view import GroupView, view_groups

@@ -10,7 +10,7 @@ import torch
 
 import fxq
 from fxq.errors import CalibrationError, InputError
-from fxq.pruning.api import plan_of, prune
+from fxq.pruner.api import plan_of, prune
 from fxq.pruning.criteria import BatchNormScale
 from fxq.pruning.plan import Plan
 from tests.pruning.networks import images, residual

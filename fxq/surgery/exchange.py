@@ -8,11 +8,11 @@ from torch import Tensor, fx, nn
 
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import TensorSpec
-from fxq.pruning.surgery.layers import is_sized_by_input, shrink_layer
-from fxq.pruning.surgery.tensors import shrink_tensor
 from fxq.structure.analysis import Slot
 from fxq.structure.group import Mask
 from fxq.structure.structure import Structure, kept_shape
+from fxq.surgery.layers import is_sized_by_input, shrink_layer
+from fxq.surgery.tensors import shrink_tensor
 
 
 def shrink_layers(rw: Rewriter, structure: Structure, kept: Mask) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxq.pruning.surgery.tensors import shrink_tensor
 from fxq.structure.analysis import Slot
+from fxq.surgery.tensors import shrink_tensor
 
 
 def slot(*axes: np.ndarray | None, shape: tuple[int, ...], parts: int = 1) -> Slot:

@@ -8,8 +8,8 @@ from torch import fx, nn
 
 import fxq
 from fxq.errors import InputError
-from fxq.pruning.api import prune
-from fxq.pruning.sensitivity import sensitivity
+from fxq.pruner.api import prune
+from fxq.pruner.sensitivity import sensitivity
 from tests.pruning.networks import images, residual, widths
 
 

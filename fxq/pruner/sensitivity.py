@@ -16,12 +16,12 @@ from torch import Tensor, fx, nn
 from fxq.errors import InputError
 from fxq.manager import Report
 from fxq.progress import track
+from fxq.pruner.preparation import bind_inputs, prepare
+from fxq.pruner.stepping import Evidence, Loss, build
 from fxq.pruning.choosing import Chooser, choose, find_criterion
 from fxq.pruning.criteria import Criterion, check_needs
-from fxq.pruning.preparation import bind_inputs, prepare
 from fxq.pruning.schedule import Goal
 from fxq.pruning.selection import Limits, check_ratio
-from fxq.pruning.stepping import Evidence, Loss, build
 from fxq.pruning.view import GroupView
 from fxq.structure import Mask, Structure, analyse
 from fxq.tracing import ModelInputs

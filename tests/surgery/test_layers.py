@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxq.pruning.surgery.layers import shrink_layer
+from fxq.surgery.layers import shrink_layer
 
 
 def tensors(layer: nn.Module, **sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:

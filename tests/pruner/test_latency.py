@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from fxq.pruning.latency import Stopwatch
+from fxq.pruner.latency import Stopwatch
 from fxq.tracing import ModelInputs
 
 
