@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+import fxq
 from benchmarks.compressing import tp
 from benchmarks.compressing.part import (
     Method,
@@ -19,7 +20,6 @@ from benchmarks.compressing.part import (
     reinitialised,
 )
 from benchmarks.networks import Trained
-from fxq.pruner.api import prune
 from fxq.pruning.criteria import L1, Random
 
 _DATA = ("taylor", "taylor_gate", "activation", "apoz", "thinet", "lasso")
@@ -29,7 +29,9 @@ def prune_to(trained: Trained, criterion: Any, settings: Settings, seed: int, **
     """Prune the trained network with fxq to the budget; layers keep any number of channels unless options say else."""
     data = data_of(trained, seed) if criterion in _DATA or "reconstruct" in options else None
     options = {"data": data, "round_to": 1, **options}
-    return prune(trained.model, example_of(trained), macs=settings.macs, criterion=criterion, progress=False, **options)
+    return fxq.prune(
+        trained.model, example_of(trained), macs=settings.macs, criterion=criterion, progress=False, **options
+    )
 
 
 def _fxq(trained: Trained, settings: Settings, seed: int, *, criterion: Any, **options: Any) -> Mapping[str, float]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+import fxq
 from benchmarks.compressing.criteria import prune_to
 from benchmarks.compressing.part import Part, Settings, example_of, finetuned
 from benchmarks.networks import Trained
 from benchmarks.networks.training import accuracy, fit, smoothed
-from fxq.compression.distillation import distill
 
 
 def _plain(trained: Trained, settings: Settings, seed: int, *, criterion: str) -> Mapping[str, float]:
@@ -24,7 +24,7 @@ def _distilled(
     trained: Trained, settings: Settings, seed: int, *, criterion: str, hints: Mapping[str, str] | None = None
 ) -> Mapping[str, float]:
     student = prune_to(trained, criterion, settings, seed)
-    loss = distill(student, trained.model, hints=hints, task_loss=smoothed, example_inputs=example_of(trained))
+    loss = fxq.distill(student, trained.model, hints=hints, task_loss=smoothed, example_inputs=example_of(trained))
 
     def of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         value: Tensor = loss(images, labels)

@@ -16,7 +16,6 @@ from benchmarks.compressing.part import Part, Settings, data_of, finetuned
 from benchmarks.networks import Trained
 from benchmarks.networks.training import accuracy
 from fxq.analysis.timing import interleave, summarise
-from fxq.pruner.api import prune
 
 _BATCH = 64
 _FLOAT, _PRUNED, _INT8, _BOTH = "float", "pruned", "int8", "pruned and int8"
@@ -57,7 +56,7 @@ def _resnet20(trained: Trained, settings: Settings, seed: int, *, round_to: int 
 
 def _torchvision(trained: Trained, settings: Settings, seed: int, *, name: str) -> Mapping[str, float]:
     model, example = pruning_zoo.build(name, seed)
-    pruned = prune(model, example, macs=settings.macs, progress=False)
+    pruned = fxq.prune(model, example, macs=settings.macs, progress=False)
     subject = _Subject(model, pruned, example, zoo.calibration(name, batches=2))
     return _measure(subject, settings.budget_s, None)
 

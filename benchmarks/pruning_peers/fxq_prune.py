@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+import fxq
 from benchmarks.pruning_peers.peer import Check, Peer
-from fxq.pruning.api import prune, prune_report
+from fxq.pruning.report import PruneReport
 
 
 def _prune(model: nn.Module, example: Tensor, ratio: float) -> nn.Module:
-    return prune(model, example, ratio=ratio, check=False, progress=False)
+    return fxq.prune(model, example, ratio=ratio, check=False, progress=False)
 
 
 def _check(model: nn.Module, example: Tensor, ratio: float) -> Check:
-    report = prune_report(prune(model, example, ratio=ratio, progress=False))
+    pruned = fxq.prune(model, example, ratio=ratio, progress=False)
+    report = next(section for section in fxq.report(pruned).sections if isinstance(section, PruneReport))
     if not report.checks:
         return Check(None, note="; ".join(report.notes) or "not checked")
     worst = max(report.checks, key=lambda check: check.difference)
