@@ -16,6 +16,7 @@ from fxq.pruner.latency import Stopwatch
 from fxq.pruner.mending import Mending
 from fxq.pruner.preparation import bind_inputs, prepare
 from fxq.pruner.stepping import Dense, Evidence, Loss, Run
+from fxq.pruner.training_form import training_form
 from fxq.pruning.choosing import Choice, Chooser, find_criterion
 from fxq.pruning.criteria import COUPLINGS, NORMALISATIONS, Criterion, check_needs
 from fxq.pruning.plan import Plan, make_plan
@@ -203,8 +204,9 @@ def _run_steps(
         gm, choice = run.step(structure, replace(chooser, limits=limits_at(limits, share)), goal.at(share), evidence)
         if share < 1:
             if finetune is not None:
-                finetune(gm)
-                check_model(gm.eval())
+                trained = training_form(gm)
+                finetune(trained)
+                check_model(trained.eval())  # its layers are those of gm
             structure = analyse(gm, run.inputs)
     how = (chooser.criterion.name, chooser.coupling, chooser.scope, chooser.normalisation)
     return _with_report(model, gm, run, str(goal), how, choice)
@@ -230,5 +232,6 @@ def _with_report(
     )  # fmt: skip
     run.report.options = {"prune": goal}
     run.report.sections.append(section)
-    attach_report(gm, run.report)
-    return gm
+    out = training_form(gm)
+    attach_report(out, run.report)
+    return out
