@@ -51,8 +51,8 @@ def examine(
 
     The file holds ``stage``, what is being done, and ``failure`` where that failed, as well as what was found so far:
     ``seconds``, the median of ``times``, and ``cpu_seconds``, that of the process's own time; MACs and parameters
-    before and after; whether the result ``runs`` on every
-    batch with outputs of the dense shapes; the ``check`` with its own time.
+    before and after; whether the result ``runs`` on every batch with outputs of the dense shapes; the ``check`` with
+    its own time.
     """
     found: dict[str, Any] = {"stage": "pruning", "failure": None, "times": [], "cpu_times": []}
     write_json(path, found)
