@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxq.errors import GraphError
 from fxq.ir.provenance import INFO_KEY, node_info
 
 TENSOR_KEY = "fxq_tensor"
+_TORCH = "torch.nn.modules."
 _SHORT = {
     torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.uint8: "u8",
     torch.int8: "s8", torch.int32: "s32", torch.int64: "s64", torch.bool: "bool",
@@ -125,6 +127,43 @@ def run_recorded(
     with torch.no_grad():
         recorder = Recorder(gm, watch)
         return recorder.run(*bind_placeholders(gm, args, kwargs or {}))
+
+
+def record_missing(gm: fx.GraphModule) -> bool:
+    """Record shapes and dtypes on the nodes that lack them, from those of their inputs; nothing is computed.
+
+    Returns:
+        Whether that was possible. Nodes that read numbers, whose values no record has, or look at data need a run.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        values: dict[fx.Node, Any] = {}
+        interpreter = fx.Interpreter(gm)
+        for node in gm.graph.nodes:
+            if TENSOR_KEY in node.meta:
+                continue
+            if node.op == "call_module" and not type(gm.get_submodule(str(node.target))).__module__.startswith(_TORCH):
+                return False  # it might keep something of what it is shown
+            for source in node.all_input_nodes:
+                values[source] = values.get(source, _like(source.meta[TENSOR_KEY]))
+                if values[source] is None:
+                    return False
+            interpreter.env = values
+            try:
+                values[node] = interpreter.run_node(node)
+            except Exception:  # whatever it is, a run on real data shows it
+                return False
+            node.meta[TENSOR_KEY] = _describe(values[node])
+    return True
+
+
+def _like(spec: Any) -> Any:
+    """Return a tensor, or a tuple of some, as recorded; None for anything else."""
+    if isinstance(spec, TensorSpec):
+        return torch.empty(spec.shape, dtype=spec.dtype)
+    if isinstance(spec, tuple):
+        parts = tuple(_like(s) for s in spec)
+        return None if any(p is None for p in parts) else parts
+    return None
 
 
 def bind_placeholders(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -83,8 +83,8 @@ def prune(
             The first is the default, as it needs no scores that are comparable between layers, so no layer is left
             with next to nothing because its weights are small.
         normalise: with ``scope="global"``, how scores are made comparable: ``"none"``, ``"mean"``, ``"sum"``,
-            ``"max"``, ``"l2"``, ``"rank"``; ``"auto"``: ``"none"`` for batch-norm scales and Taylor's, else
-            ``"mean"``.
+            ``"max"``, ``"l2"``, ``"rank"``; ``"auto"``: ``"none"`` for batch-norm scales and Taylor's gates,
+            else ``"mean"``.
         protect: globs over module paths; the channels that come out of these layers stay.
         bounds: for globs the least and greatest fraction of units that stay.
         ratios: for globs a ratio of their own; where several match, the last counts.

@@ -27,7 +27,7 @@ Measure = Callable[[Mapping[str, Mask]], float]
 _SAMPLED: Mapping[str, Criterion] = {c.name: c for c in (ThiNet(), Lasso())}
 _Selected = tuple[Choices, Counts, float | None]
 #: Criteria whose scores mean the same in every layer.
-_COMPARABLE = ("bn_scale", "taylor", "taylor_gate")
+_COMPARABLE = ("bn_scale", "taylor_gate")
 
 
 @dataclass(frozen=True)

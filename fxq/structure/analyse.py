@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxq.ir.identify import Identifier
 from fxq.ir.ops import Kind
-from fxq.ir.shapes import TensorSpec, bind_placeholders, is_recorded, recorded_value, run_recorded
+from fxq.ir.shapes import TensorSpec, bind_placeholders, record_missing, recorded_value, run_recorded
 from fxq.structure.analysis import Analysis, Value, plain_value, protect_value
 from fxq.structure.groups import make_groups
 from fxq.structure.rules.selections import find_selections
@@ -52,11 +52,10 @@ def analyse(gm: fx.GraphModule, inputs: ModelInputs) -> Structure:
 
 def _record(gm: fx.GraphModule, inputs: ModelInputs) -> None:
     given = clone_inputs(inputs)
-    if is_recorded(gm):
-        placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
-        values = bind_placeholders(gm, given.args, given.kwargs)
-        if [_shapes(recorded_value(n)) for n in placeholders] == [_shapes(v) for v in values]:
-            return
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    values = bind_placeholders(gm, given.args, given.kwargs)
+    if [_shapes(recorded_value(n)) for n in placeholders] == [_shapes(v) for v in values] and record_missing(gm):
+        return
     with torch.random.fork_rng(devices=[]):
         run_recorded(gm, given.args, given.kwargs)
 

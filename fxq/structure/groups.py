@@ -25,9 +25,8 @@ def make_groups(an: Analysis, solution: Solution) -> tuple[tuple[Group, ...], In
     for key, dims in members.items():
         ids = np.flatnonzero(component == key)
         roots = _in_order(solution.labels, dims, ids)
-        position = {int(r): i for i, r in enumerate(roots)}
-        units = np.fromiter((position[int(r)] for r in solution.labels[ids]), np.int64, len(ids))
-        group_of[ids], unit_of[ids] = len(groups), units
+        order = np.argsort(roots)
+        group_of[ids], unit_of[ids] = len(groups), order[np.searchsorted(roots, solution.labels[ids], sorter=order)]
         groups.append(_group(_name(dims, names), dims, roots, solution, unit_of))
     balanced = _balances(space, groups, group_of, unit_of)
     return tuple(_covered(an, balanced, group_of, unit_of)), group_of, unit_of

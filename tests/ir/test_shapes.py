@@ -5,7 +5,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxq.errors import GraphError
-from fxq.ir.shapes import TensorSpec, bind_placeholders, describe_value, is_recorded, run_recorded, tensor_spec
+from fxq.ir.shapes import (
+    TENSOR_KEY,
+    TensorSpec,
+    bind_placeholders,
+    describe_value,
+    is_recorded,
+    record_missing,
+    recorded_value,
+    run_recorded,
+    tensor_spec,
+)
+from fxq.tracing import trace
 
 
 class Model(nn.Module):
@@ -80,3 +91,28 @@ def test_a_buffer_that_the_graph_writes_into_keeps_its_value() -> None:
     gm = fx.GraphModule(root, graph)
     assert torch.equal(run_recorded(gm, (torch.zeros(1),)), torch.ones(1))
     assert torch.equal(gm.count, torch.zeros(1))
+
+
+def test_missing_records_are_filled_without_computing() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    gm = trace(model, torch.randn(3, 4))
+    run_recorded(gm, (torch.randn(3, 4),))
+    expected = {n.name: recorded_value(n) for n in gm.graph.nodes}
+    for node in list(gm.graph.nodes)[2:4]:
+        del node.meta[TENSOR_KEY]
+    assert record_missing(gm)
+    assert {n.name: recorded_value(n) for n in gm.graph.nodes} == expected
+    assert type(gm(torch.randn(3, 4))) is Tensor
+
+
+def test_what_looks_at_data_needs_a_run() -> None:
+    class Nonzero(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nonzero(x) + 1
+
+    gm = trace(Nonzero(), torch.randn(3, 4))
+    run_recorded(gm, (torch.randn(3, 4),))
+    for node in gm.graph.nodes:
+        if node.op == "call_function":
+            del node.meta[TENSOR_KEY]
+    assert not record_missing(gm)
