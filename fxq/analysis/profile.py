@@ -201,7 +201,8 @@ def _cost(node: fx.Node, gm: fx.GraphModule, run: _NodeRun) -> LayerCost:
     weights, stored = _tensors_of(node, gm)
     read, read_bytes = sum(t.numel() for t in weights if t.dim() > 1), _nbytes(stored)
     if isinstance(call.module, nn.Embedding | nn.EmbeddingBag):  # reads the rows that it looks up, not the table
-        read = math.prod(run.inputs[0].shape) * call.module.embedding_dim
+        indices = run.inputs[0].shape if run.inputs else run.outputs[0].shape[:-1]  # none where a buffer holds them
+        read = math.prod(indices) * call.module.embedding_dim
         read_bytes = read * call.module.weight.element_size()
     moved = (*run.inputs, *run.outputs)
     return LayerCost(

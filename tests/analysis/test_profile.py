@@ -278,3 +278,18 @@ def test_counts_print_with_three_digits(count: int, text: str) -> None:
 
 def test_bytes_print_in_decimal_units() -> None:
     assert [format_bytes(n) for n in (12, 1234, 102_441_032)] == ["12 B", "1.23 kB", "102 MB"]
+
+
+def test_an_embedding_that_looks_up_a_buffer() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("places", torch.arange(5))
+            self.table = nn.Embedding(7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.table(self.places)
+
+    layer = profile(Positions().eval(), torch.randn(2, 5, 3))["table"]
+    assert layer.params == 21
+    assert layer.access_elements == 2 * 15
