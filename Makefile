@@ -10,8 +10,9 @@ WORKERS ?= 2
 demo: $(STAMP)
 	$(BIN)/python -m examples.digits_mobilenet
 
+# One thread a worker: more would wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
