@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fxq.errors import GraphError, nearest
 from fxq.nn.kernels import Quantisation, Run, Weights, kernel_set
 from fxq.nn.kernels.availability import onednn_available
+from fxq.nn.packed import Packed
 from fxq.quant.qparams import QParams, dequantize_weight, quantize_weight
 
 #: One scale for each row of the activation, or one scale and zero point for all of it.
@@ -18,7 +19,7 @@ _MIDDLE: Final = 128
 _CODES: Final = QParams(1.0, _MIDDLE)  # the kernel multiplies codes less 128; scales come afterwards
 
 
-class DynamicLinear(nn.Module):
+class DynamicLinear(Packed):
     """``F.linear`` on u8 codes of its input, float32 out.
 
     With "token" each row has the symmetric scale ``max|x| / 127``; with "tensor" all rows share the affine parameters
@@ -40,7 +41,6 @@ class DynamicLinear(nn.Module):
         self.register_buffer("bias", weights.bias)
         self.granularity = granularity
         self.backend = backend if backend != "auto" else "onednn" if onednn_available() else "reference"
-        self._run: Run | None = None
         self.eval()
 
     @classmethod
@@ -78,28 +78,13 @@ class DynamicLinear(nn.Module):
 
     def _product(self, codes: Tensor) -> Tensor:
         """``sum((codes - 128) * w)``, float32."""
-        run = self._run
+        run: Run | None = self._derived
         if run is None:
             kernels = kernel_set(self.backend if self.weight.device.type == "cpu" else "reference")
-            run = self._run = kernels.linear(Quantisation(_CODES, None), Weights(self.weight, self.weight_scale, None))
+            run = self._derived = kernels.linear(
+                Quantisation(_CODES, None), Weights(self.weight, self.weight_scale, None)
+            )
         return run(codes, None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_run": None}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        self._run = None
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._run = None
 
     def extra_repr(self) -> str:
         out, inputs = self.weight.shape

@@ -6,20 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxq.nn.kernels import BACKENDS, KernelSet, Quantisation, Run, Weights, kernel_set
 from fxq.nn.ownership import take
+from fxq.nn.packed import Packed
 from fxq.quant.qparams import QParams
 
 
-class QLayer(nn.Module):
+class QLayer(Packed):
     """Base of ``QConv*`` and ``QLinear``.
 
     Buffers: ``weight`` int8 in the float layer's layout, ``weight_scale`` float32, ``bias`` float32 or None. The scales
-    and zero points of the activations travel as the state dict's extra state. The packed form is derived: it is built
-    at the first call, never saved or copied, and dropped whenever the buffers change through ``to`` or
-    ``load_state_dict``. Building it twice in two threads is harmless, as both build the same.
+    and zero points of the activations travel as the state dict's extra state. Packing twice in two threads is harmless,
+    as both pack the same.
 
     Attributes:
         quantisation: scales and zero points in and out, and the epilogue.
@@ -38,7 +38,6 @@ class QLayer(nn.Module):
         self.register_buffer("bias", weights.bias)
         self.quantisation = quantisation
         self.backend = backend
-        self._run: Run | None = None
         self.eval()
 
     def forward(self, q: Tensor, residual: Tensor | list[Tensor] | None = None) -> Tensor:
@@ -47,9 +46,11 @@ class QLayer(nn.Module):
         A residual in a list is given up by the caller: it is taken out of the list, and its memory may become the
         result's where nobody else can see it.
         """
-        run = self._run
+        run: Run | None = self._derived
         if run is None:
-            run = self._run = self._build(self._kernels(), Weights(self.weight, self.weight_scale, self.bias), q.shape)
+            run = self._derived = self._build(
+                self._kernels(), Weights(self.weight, self.weight_scale, self.bias), q.shape
+            )
         return run(q, *take(residual)) if isinstance(residual, list) else run(q, residual)
 
     @property
@@ -77,25 +78,7 @@ class QLayer(nn.Module):
         """Take over scales and zero points from ``get_extra_state``'s result."""
         parts: dict[str, Any] = {name: None if p is None else QParams(*p) for name, p in state.items()}
         self.quantisation = replace(self.quantisation, **parts)
-        self._run = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_run": None}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move the buffers; ``half()`` and the like leave their dtypes alone, because scales must stay float32."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        self._run = None
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._run = None
+        self._derived = None
 
     def _summary(self) -> str:
         q = self.quantisation

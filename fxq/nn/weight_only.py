@@ -6,12 +6,13 @@ the weight takes to arrive. The products are PyTorch's own packed kernels.
 
 from __future__ import annotations
 
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxq.nn.packed import Packed
 from fxq.quant.groups import dequantize_groups, pack_nibbles, quantize_groups, unpack_nibbles
 from fxq.quant.qparams import dequantize_weight, quantize_weight
 
@@ -21,11 +22,10 @@ GROUP_SIZES: Final = (32, 64, 128, 256)
 _FEW_ROWS: Final = 4
 
 
-class _WeightOnlyLinear(nn.Module):
+class _WeightOnlyLinear(Packed):
     """``F.linear(x, dequantised weight, bias)`` for ``x`` float32, bfloat16 or float16; the result has its dtype.
 
-    Scales stay float32 through ``half()`` and the like; the packed form is made at the first call, and is neither saved
-    nor copied.
+    The packed form, where a kernel has one, is kept by dtype.
     """
 
     bias: Tensor | None
@@ -36,7 +36,6 @@ class _WeightOnlyLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float().clone())
-        self._derived: dict[torch.dtype, Any] = {}
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,23 +59,6 @@ class _WeightOnlyLinear(nn.Module):
 
     def _in_float(self, rows: Tensor) -> Tensor:
         return F.linear(rows, self.dequantized_weight().to(rows.dtype))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_derived": {}}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        self._derived = {}
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._derived = {}
 
 
 class Weight8Linear(_WeightOnlyLinear):
@@ -146,9 +128,12 @@ class Weight4Linear(_WeightOnlyLinear):
         packable = self.out_features % 16 == 0 and self.group_size in GROUP_SIZES
         if not packable or not self._has_kernel(rows):
             return self._in_float(rows)
-        packed = self._derived.get(rows.dtype)
+        packs = self._derived
+        if packs is None:
+            packs = self._derived = {}
+        packed = packs.get(rows.dtype)
         if packed is None:
-            packed = self._derived[rows.dtype] = self._pack(rows.dtype)
+            packed = packs[rows.dtype] = self._pack(rows.dtype)
         return torch.ops.aten._weight_int4pack_mm_for_cpu(rows.contiguous(), packed[0], self.group_size, packed[1])  # type: ignore[no-any-return]
 
     def _pack(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
