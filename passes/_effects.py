@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxq.ir.identify import OpCall, has_hooks
+from fxq.ir.names import DROPOUT_FUNCTIONS, function_name
 from fxq.ir.ops import DROPOUTS, SPECS, WEIGHTED
 from fxq.tracing.operations import is_in_place
 
@@ -22,11 +23,6 @@ _RANDOM: Final = frozenset({
     "normal", "poisson", "rrelu", "gumbel_softmax", "dropout", "alpha_dropout", "feature_dropout",
     "feature_alpha_dropout", "native_dropout", "fractional_max_pool2d", "fractional_max_pool3d", "binomial",
     "scaled_dot_product_attention", "stochastic_depth", "drop_block2d", "drop_block3d",
-})  # fmt: skip
-#: Functions outside torch that write into nothing, and give their input back, the tensor itself, with training=False.
-DROPOUT_FUNCTIONS: Final = frozenset({
-    "torchvision.ops.stochastic_depth.stochastic_depth", "torchvision.ops.drop_block.drop_block2d",
-    "torchvision.ops.drop_block.drop_block3d",
 })  # fmt: skip
 _STATELESS: Final = (*WEIGHTED, "layer_norm", "rms_norm", "group_norm", "prelu")
 _CONTAINER_METHODS: Final = frozenset({*dir(list), *dir(dict), *dir(set)})
@@ -78,12 +74,6 @@ def _module_effect(call: OpCall) -> str | None:
     if any(m.training for m in parts):
         return "it may update statistics or draw random numbers, in training mode"
     return None
-
-
-def function_name(target: Any) -> str:
-    """Return the full name of a function, ``""`` for the name of a method or module."""
-    name = getattr(target, "__name__", "")
-    return "" if isinstance(target, str) else f"{getattr(target, '__module__', '')}.{name}"
 
 
 def _is_library_module(module: nn.Module) -> bool:

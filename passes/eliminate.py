@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from fxq.ir.identify import OpCall, has_hooks
+from fxq.ir.names import DROPOUT_FUNCTIONS, function_name
 from fxq.ir.ops import DROPOUTS, IDENTITY_TYPES
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
@@ -18,7 +19,7 @@ from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
 from fxq.passes._aliasing import merge_hazard
 from fxq.passes._dtypes import Dtypes, infer_dtypes
-from fxq.passes._effects import CHECKS, DROPOUT_FUNCTIONS, WRITES, effect, function_name
+from fxq.passes._effects import CHECKS, WRITES, effect
 
 _POOLS: Final = ("max_pool1d", "max_pool2d", "max_pool3d")
 _AVERAGES: Final = ("avg_pool1d", "avg_pool2d", "avg_pool3d")

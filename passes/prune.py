@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from fxq.errors import InputError, PassError
@@ -14,13 +13,13 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes.prune_channels import PruneChannels
-from fxq.pruning.choosing import Chooser, Measure, choose, find_criterion
+from fxq.passes.prune_channels import remove_units
+from fxq.pruning.choosing import Chooser, choose, cost_share, find_criterion
 from fxq.pruning.criteria import Criterion
 from fxq.pruning.schedule import Goal, make_goal
 from fxq.pruning.selection import Limits, check_limits
 from fxq.pruning.view import GroupView, view_groups
-from fxq.structure import Structure, analyse
+from fxq.structure import analyse
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Prune(Pass):
     """Choose by a criterion that looks at weights alone which channels stay, and remove the others.
 
     What :func:`fxq.prune` does in one step, as a pass: for pipelines that prune, share, quantise and lower in one run.
-    The removal itself is :class:`PruneChannels`, which has the before and after.
+    The removal itself is that of :class:`PruneChannels`, which has the before and after.
 
     Args:
         ratio: the fraction of each group's units to remove, in [0, 1).
@@ -68,21 +67,13 @@ class Prune(Pass):
         check_limits(structure.groups, limits)
         chooser = Chooser(find_criterion(self.criterion), "mean", "layer", "auto", limits)
         sizes = {g.name: g.size for g in structure.groups}
-        choice = choose(
-            chooser, self._goal, structure, view_groups(rw.gm, structure.groups), sizes, self._measure(structure)
-        )
+        goal = self._goal
+        measure = None if goal.kind == "ratio" else cost_share(structure, structure.costs(), goal)
+        choice = choose(chooser, goal, structure, view_groups(rw.gm, structure.groups), sizes, measure)
         if choice.note:
             context.note(choice.note)
-        kept = {name: mask for name, mask in choice.keep.items() if not mask.all()}
-        PruneChannels(tuple((n, tuple(np.flatnonzero(m).tolist())) for n, m in kept.items())).rewrite(rw, context)
+        remove_units(rw, structure, choice.keep, context)
 
     @property
     def _goal(self) -> Goal:
         return make_goal(self.ratio, self.macs, self.params, None)
-
-    def _measure(self, structure: Structure) -> Measure | None:
-        kind = self._goal.kind
-        if kind == "ratio":
-            return None
-        total = getattr(structure.costs(), kind)
-        return lambda keep: float(getattr(structure.costs(keep), kind) / total)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -39,26 +39,38 @@ class PruneChannels(Pass):
     name: ClassVar[str] = "prune_channels"
     consumes: ClassVar[tuple[Stage, ...]] = (Stage.CANONICAL,)
     numerics: ClassVar[Numerics] = Numerics.LOSSY
+    resizes: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, keep: Mapping[str, Mask]) -> Self:
+        """Return the pass that keeps what these masks say, one for each group by name."""
+        return cls(tuple((name, tuple(np.flatnonzero(m).tolist())) for name, m in keep.items() if not m.all()))
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         if context.inputs is None:
             raise PassError("the pass `prune_channels` needs example inputs", fix="pass example_inputs")
         structure = analyse(rw.gm, context.inputs)
         keep = {name: _mask(_find(structure, name), units) for name, units in self.kept}
-        chosen = [g for g in structure.groups if g.name in keep and not keep[g.name].all()]
-        for group in structure.groups:
-            if group.fixed.all() and group.reason:
-                _refuse(rw, group)
-        if not chosen:
-            return
-        kept = structure.kept(keep)
-        with rw.rule("prune", *_leaders(rw, chosen)):
-            shrink_layers(rw, structure, kept)
-            idle = fit_selections(rw, structure, kept)
-            fit_sizes(rw, structure, kept, context.inputs)
-            erase_idle(rw, idle)
-        for note in (f"{g.name}: {int(keep[g.name].sum())} of {g.size} kept" for g in chosen):
-            context.note(note)
+        remove_units(rw, structure, keep, context)
+
+
+def remove_units(rw: Rewriter, structure: Structure, keep: Mapping[str, Mask], context: PassContext) -> None:
+    """Remove all units of some groups of ``structure``, which is of the rewriter's graph, but those in ``keep``."""
+    assert context.inputs is not None
+    chosen = [g for g in structure.groups if g.name in keep and not keep[g.name].all()]
+    for group in structure.groups:
+        if group.fixed.all() and group.reason:
+            _refuse(rw, group)
+    if not chosen:
+        return
+    kept = structure.kept(keep)
+    with rw.rule("prune", *_leaders(rw, chosen)):
+        shrink_layers(rw, structure, kept)
+        idle = fit_selections(rw, structure, kept)
+        fit_sizes(rw, structure, kept, context.inputs)
+        erase_idle(rw, idle)
+    for note in (f"{g.name}: {int(keep[g.name].sum())} of {g.size} kept" for g in chosen):
+        context.note(note)
 
 
 def _find(structure: Structure, name: str) -> Group:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor, fx, nn
 
 from fxq.errors import VerifyError
@@ -14,7 +13,7 @@ from fxq.manager import PassContext, Report
 from fxq.passes.prune_channels import PruneChannels
 from fxq.pruner.latency import Stopwatch
 from fxq.pruner.mending import Mending
-from fxq.pruning.choosing import Choice, Chooser, Measure, choose
+from fxq.pruning.choosing import Choice, Chooser, Measure, choose, cost_share
 from fxq.pruning.criteria import Criterion
 from fxq.pruning.evidence.activations import collect_activations, layers_of
 from fxq.pruning.evidence.gradients import collect_gradients
@@ -149,13 +148,11 @@ class Run:
             stopwatch = self.dense.stopwatch
             assert stopwatch is not None
             return lambda keep: stopwatch(build(structure, keep, self.inputs, Report()))
-        total = getattr(self.dense.costs, goal.kind)
-        return lambda keep: float(getattr(structure.costs(keep), goal.kind) / total)
+        return cost_share(structure, self.dense.costs, goal)
 
 
 def build(structure: Structure, keep: Mapping[str, Mask], inputs: ModelInputs, report: Report) -> fx.GraphModule:
     """Return the graph of ``structure`` with those units only."""
-    kept = tuple((name, tuple(np.flatnonzero(mask).tolist())) for name, mask in keep.items() if not mask.all())
-    pruned, record = PruneChannels(kept)(structure.gm, context=PassContext(inputs))
+    pruned, record = PruneChannels.of(keep)(structure.gm, context=PassContext(inputs))
     report.add(record)
     return pruned

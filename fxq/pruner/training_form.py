@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from torch import fx, nn
 
+from fxq.ir.names import DROPOUT_FUNCTIONS, function_name
 from fxq.ir.ops import DROPOUTS, STATELESS_MODULES
 from fxq.ir.provenance import node_info
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage, set_graph_state
 
 _CLASSES: Final = {kind: module for module, (kind, _, _) in STATELESS_MODULES.items() if kind in DROPOUTS}
-#: Random depth of torchvision: without training it gives its input back.
-_SKIPPED: Final = frozenset({"torchvision.ops.stochastic_depth.stochastic_depth"})
 
 
 def training_form(gm: fx.GraphModule) -> fx.GraphModule:
@@ -29,7 +28,7 @@ def training_form(gm: fx.GraphModule) -> fx.GraphModule:
                 path = _path(call.node, str(call.kind), rw)
                 module = _CLASSES[str(call.kind)](call.attrs["p"]).train(gm.training)
                 rw.replace(call.node, rw.call_module(path, module, call.nodes, before=call.node, like=call.node))
-        elif _name(call.kind) in _SKIPPED:
+        elif function_name(call.kind) in DROPOUT_FUNCTIONS:
             with rw.rule("stochastic_depth", call.node):
                 rw.replace(call.node, call.nodes[0])
     out = rw.finish()
@@ -45,7 +44,3 @@ def _path(node: fx.Node, kind: str, rw: Rewriter) -> str:
     except AttributeError:
         return path
     return rw.free_path(f"{path}.{kind}".lstrip(".") if type(taken) is nn.Module or not path else f"{path}_{kind}")
-
-
-def _name(kind: Any) -> str:
-    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"

@@ -19,7 +19,7 @@ from fxq.pruning.selection.limits import Choices, Limits
 from fxq.pruning.selection.limits import choices as find_choices
 from fxq.pruning.thinet import ThiNet
 from fxq.pruning.view import GroupView
-from fxq.structure import Group, Mask, Structure
+from fxq.structure import Costs, Group, Mask, Structure
 
 #: Measures the cost of a selection, as a fraction of the dense model's.
 Measure = Callable[[Mapping[str, Mask]], float]
@@ -88,6 +88,12 @@ def find_criterion(criterion: str | Criterion | Callable[[GroupView], Tensor]) -
     if criterion not in known:
         raise InputError(f"no criterion is called {criterion!r}", fix=nearest(criterion, known))
     return known[criterion]
+
+
+def cost_share(structure: Structure, dense: Costs, goal: Goal) -> Measure:
+    """Return what measures a selection's multiply-adds or parameters, as a fraction of the dense model's."""
+    total = getattr(dense, goal.kind)
+    return lambda keep: float(getattr(structure.costs(keep), goal.kind) / total)
 
 
 def choose(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxq.errors import PassError
 from fxq.ir import graph_text, take_snapshot
+from fxq.manager import PassManager
 from fxq.manager.base import PassResult
 from fxq.passes.prune_channels import PruneChannels
 from tests.structure.pruned import Net, canonical, image, randomised, remove
@@ -111,3 +112,12 @@ def test_shapes_are_recorded_anew() -> None:
     out = remove(gm, {"0": np.arange(8) % 2 == 0}, inputs)
     shapes = {n.name: str(n.meta["fxq_tensor"]) for n in out.graph.nodes if n.op == "call_module"}
     assert shapes["_0"] == "f32[2, 4, 6, 6]"
+
+
+def test_masks_say_the_same_as_units_and_a_verifying_manager_accepts_the_new_sizes() -> None:
+    gm, inputs = canonical(network(), image())
+    keep = {"0": np.isin(np.arange(8), [1, 2, 4, 6]), "3": np.ones(8, dtype=np.bool_)}
+    chosen = PruneChannels.of(keep)
+    assert chosen == PruneChannels((("0", (1, 2, 4, 6)),))
+    out = PassManager([chosen])(gm, inputs)
+    assert out.graph_module.get_submodule("0").out_channels == 4

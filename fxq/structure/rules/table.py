@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from fxq.ir.identify import OpCall, has_hooks
+from fxq.ir.names import DROPOUT_FUNCTIONS, function_name, redefined
 from fxq.ir.ops import CONV_TRANSPOSES, CONVS, DROPOUTS, STATEFUL_MODULES, Kind
 from fxq.ir.shapes import recorded_value
 from fxq.structure.analysis import Analysis, Value
@@ -90,16 +91,8 @@ OTHERS: Final[Mapping[Kind, Rule]] = {
 }  # fmt: skip
 
 
-_HARMLESS: Final = frozenset({
-    "__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__",
-    "__annotate_func__", "__annotations_cache__", "__static_attributes__", "__firstlineno__", "__parameters__",
-    "__constants__", "__repr__", "extra_repr", "reset_parameters",
-})  # fmt: skip
-
-#: Functions of other packages, which need not be installed, by module and name.
-_NAMED: Final[Mapping[str, Rule]] = {
-    "torchvision.ops.stochastic_depth.stochastic_depth": elementwise.unary,
-}
+#: What a class may redefine of a layer's without computing anything else.
+_HARMLESS: Final = frozenset({"__repr__", "extra_repr", "reset_parameters"})
 
 
 def rule_of(op: OpCall) -> tuple[Rule | None, OpCall]:
@@ -117,21 +110,13 @@ def rule_of(op: OpCall) -> tuple[Rule | None, OpCall]:
         return RULES[op.kind], op
     if isinstance(op.kind, type):
         for base, kind in STATEFUL_MODULES.items():
-            if issubclass(op.kind, base) and _only_constructs(op.kind, base):
+            if issubclass(op.kind, base) and redefined(op.kind, base) <= _HARMLESS:
                 return RULES.get(kind), replace(op, kind=kind)
-    return OTHERS.get(op.kind) or _NAMED.get(_full_name(op.kind)), op
-
-
-def _only_constructs(kind: type, base: type) -> bool:
-    """Whether ``kind`` overrides nothing of ``base`` but how it is made and printed."""
-    between = kind.__mro__[: kind.__mro__.index(base)]
-    return not any(hasattr(base, name) and name not in _HARMLESS for cls in between for name in vars(cls))
+    if function_name(op.kind) in DROPOUT_FUNCTIONS:
+        return elementwise.unary, op
+    return OTHERS.get(op.kind), op
 
 
 def kind_name(kind: Kind) -> str:
     """How a report names an operation."""
     return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-
-
-def _full_name(kind: Kind) -> str:
-    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
