@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fxq.manager import PassManager
+from fxq.manager import Pass, PassManager
 from fxq.passes.calibrate import Calibrate
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias
+from fxq.passes.correct_bias_accurately import CorrectBiasAccurately
 from fxq.passes.decompose_attention import DecomposeAttention
 from fxq.passes.eliminate import Eliminate
 from fxq.passes.fold_batch_norm import FoldBatchNorm
@@ -39,12 +40,20 @@ def float_pipeline(verify: bool = True) -> PassManager:
 
 
 def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bool = True) -> PassManager:
-    """The float pipeline, then observe, calibrate, correct biases, convert and lower."""
+    """The float pipeline, then observe, calibrate, correct as the recipe says, convert and lower."""
     recipe = recipe or Recipe("int8")
     manager = float_pipeline(verify)
-    for p in (InsertObservers(recipe), Calibrate(), CorrectBias(recipe), ConvertQDQ(recipe), LowerInt8(target)):
+    calibrated = (InsertObservers(recipe), Calibrate(), *_corrections_of_layers(recipe))
+    for p in (*calibrated, ConvertQDQ(recipe), LowerInt8(target)):
         manager = manager.append(p)
     return manager
+
+
+def _corrections_of_layers(recipe: Recipe) -> tuple[Pass, ...]:
+    """The corrections that need the ranges of activations."""
+    if "bias_accurate" in recipe.corrections:
+        return (CorrectBiasAccurately(recipe),)
+    return (CorrectBias(recipe),) if "bias" in recipe.corrections else ()
 
 
 def weight_only_pipeline(bits: int, verify: bool = True) -> PassManager:

@@ -12,6 +12,7 @@ from fxq.passes.calibrate import Calibrate as Calibrate
 from fxq.passes.canonicalise import Canonicalise as Canonicalise
 from fxq.passes.convert_qdq import ConvertQDQ as ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias as CorrectBias
+from fxq.passes.correct_bias_accurately import CorrectBiasAccurately as CorrectBiasAccurately
 from fxq.passes.decompose_attention import DecomposeAttention as DecomposeAttention
 from fxq.passes.eliminate import Eliminate as Eliminate
 from fxq.passes.factorise import Factorise as Factorise

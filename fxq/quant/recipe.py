@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from torch import fx
 
@@ -27,6 +29,9 @@ class Recipe:
         momentum: weight of a new batch in the moving average, in (0, 1].
         percentile: for ``"percentile"``: per cent of the values that lie within the range, in (0, 100].
         overrides: other options for some layers, see :class:`fxq.Override`; a later one wins.
+        corrections: what mends the errors of rounding, by name, in any order: ``"bias"`` (each layer's mean error, from
+            the errors of its weights) or ``"bias_accurate"`` (layer by layer, on quantised inputs), which takes the
+            place of ``"bias"``.
 
     Raises:
         InputError: an option is unknown (the nearest names are suggested), or a number is out of range.
@@ -39,6 +44,7 @@ class Recipe:
     momentum: float = 0.1
     percentile: float = 99.99
     overrides: tuple[Override, ...] = ()
+    corrections: tuple[str, ...] = ("bias",)
 
     def __post_init__(self) -> None:
         if self.name not in _NAMES:
@@ -47,6 +53,7 @@ class Recipe:
         for override in self.overrides:
             if not isinstance(override, Override):
                 raise InputError(f"an override is a {type(override).__name__}", fix="give fxq.Override(where, ...)")
+        object.__setattr__(self, "corrections", _checked_corrections(self.corrections))
         assert self.options is not None  # checks the options
 
     @property
@@ -70,6 +77,18 @@ class Recipe:
 
 
 _NAMES = ("float", "int8", "dynamic", "weight8", "weight4")
+
+CORRECTIONS: Final = ("bias", "bias_accurate")
+
+
+def _checked_corrections(given: object) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InputError(f"corrections is {given!r}", fix="give a tuple of names, such as ('bias',)")
+    names = tuple(given)
+    for name in names:
+        if name not in CORRECTIONS:
+            raise InputError(f"unknown correction {name!r}", fix=nearest(str(name), CORRECTIONS))
+    return tuple(dict.fromkeys(names))
 
 
 def resolve_recipe(recipe: str | Recipe, calibrated: bool) -> Recipe:

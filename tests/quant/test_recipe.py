@@ -35,3 +35,14 @@ def test_an_unknown_recipe_suggests_the_nearest() -> None:
 def test_unknown_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Recipe(**options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_correction_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"unknown correction 'bias_accurat'\n.*did you mean 'bias_accurate'"):
+        Recipe(corrections=("bias_accurat",))
+    with pytest.raises(InputError, match=r"corrections is 'bias'\n.*give a tuple of names"):
+        Recipe(corrections="bias")  # type: ignore[arg-type]
+
+
+def test_corrections_are_a_tuple_without_repetitions() -> None:
+    assert Recipe(corrections=["bias", "bias"]).corrections == ("bias",)  # type: ignore[arg-type]

@@ -1,0 +1,207 @@
+"""An observed graph in float and as int8 will compute it, run side by side from layer to layer.
+
+Both runs hold the values of all batches that later nodes will read, so that every node runs once for each batch however
+many layers are corrected on the way: a layer that was exchanged acts on all that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, fx, nn
+
+from fxq.analysis.error_sums import ErrorSums
+from fxq.analysis.running import evaluation, isolate
+from fxq.ir.metrics import tensors_in
+from fxq.ir.rewriter import copy_graph_module
+from fxq.ir.shapes import Recorder, bind_placeholders
+from fxq.nn import Epilogue, dequantize, quantize
+from fxq.passes._layers import copy_module, epilogue_of
+from fxq.quant.observers import Observer
+from fxq.quant.qparams import QParams
+from fxq.tracing import ModelInputs, clone_inputs
+
+#: Bytes of values that both runs hold together before batches are given up.
+MEMORY = 1 << 30
+
+Args = tuple[Any, ...]
+
+
+class Rounding(nn.Module):
+    """Quantise and dequantise: what becomes of an observer."""
+
+    def __init__(self, q: QParams) -> None:
+        super().__init__()
+        self._q = q
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float of any shape -> the nearest real values that have a code."""
+        return dequantize(quantize(x, self._q.scale, self._q.zero_point), self._q.scale, self._q.zero_point)
+
+
+@dataclass
+class Visit:
+    """A layer that both runs have reached.
+
+    Attributes:
+        node: the node of the observed graph.
+        original: the float layer.
+        layer: its quantised form; what a visitor puts here is what the layers behind will see.
+        exact, rounded: the arguments in either run, one tuple for each batch: the input, and a residual where the layer
+            adds one.
+    """
+
+    node: fx.Node
+    original: nn.Module
+    layer: nn.Module
+    exact: list[Args]
+    rounded: list[Args]
+
+    def __post_init__(self) -> None:
+        self._wanted: list[Tensor] | None = None
+
+    @property
+    def wanted(self) -> list[Tensor]:
+        """What the float layer gives on float inputs in front of its epilogue, for each batch."""
+        if self._wanted is None:
+            bare = without_epilogue(self.original)
+            self._wanted = [cast(Tensor, bare(args[0])) for args in self.exact]
+        return self._wanted
+
+    def given(self, layer: nn.Module) -> list[Tensor]:
+        """What ``layer`` gives on the inputs of the quantised run in front of its epilogue, for each batch."""
+        bare = without_epilogue(layer)
+        return [cast(Tensor, bare(args[0])) for args in self.rounded]
+
+    def finished(self, values: list[Tensor], exact: bool = False) -> list[Tensor]:
+        """Values in front of the epilogue with that applied, with the residuals of the float or the quantised run."""
+        epilogue = epilogue_of(self.original)
+        runs = self.exact if exact else self.rounded
+        return [epilogue.apply(v, *args[1:]) for v, args in zip(values, runs, strict=True)]
+
+    def sqnr_db(self, given: list[Tensor]) -> float:
+        """How near the layer's output comes to that of the float run, where ``given`` stands before its epilogue."""
+        sums = ErrorSums()
+        for wanted, actual in zip(self.finished(self.wanted, exact=True), self.finished(given), strict=True):
+            sums.add(wanted, actual)
+        return sums.distance().sqnr_db
+
+
+class SideBySide:
+    """Runs an observed, calibrated graph over batches, in float and rounded.
+
+    Args:
+        gm: the graph; it stays as it is.
+        batches: what the graph takes; they stay as they are.
+        layers: for each layer to visit the quantised form that it has before a visitor exchanges it. All other layers
+            whose quantised form counts must be among them.
+        memory: bytes of values that both runs may hold together; batches are given up from the last one on until the
+            rest fits, the first never.
+    """
+
+    def __init__(
+        self, gm: fx.GraphModule, batches: list[ModelInputs], layers: Mapping[fx.Node, nn.Module], memory: int = MEMORY
+    ) -> None:
+        self._gm = gm
+        self._layers = layers
+        self._memory = memory
+        self._float, self._rounded = isolate(copy_graph_module(gm)), _rounded_copy(gm)
+        self._runs = [(_Run(self._float, batch), _Run(self._rounded, batch)) for batch in batches]
+
+    @property
+    def batches(self) -> int:
+        """How many batches there still are."""
+        return len(self._runs)
+
+    def visits(self) -> Iterator[Visit]:
+        """Run to each layer in turn, and on with the layer that the visitor has left in the visit."""
+        with ExitStack() as stack:
+            stack.enter_context(evaluation(self._float))
+            stack.enter_context(evaluation(self._rounded))
+            for node, exact, rounded in zip(
+                self._gm.graph.nodes, self._float.graph.nodes, self._rounded.graph.nodes, strict=True
+            ):
+                if node in self._layers:
+                    visit = self._visit(node, exact, rounded)
+                    yield visit
+                    self._go_on(visit, exact, rounded)
+                else:
+                    for a, b in self._runs:
+                        a.keep(exact, a.run_node(exact))
+                        b.keep(rounded, b.run_node(rounded))
+                self._forget()
+
+    def _visit(self, node: fx.Node, exact: fx.Node, rounded: fx.Node) -> Visit:
+        return Visit(
+            node,
+            self._gm.get_submodule(str(node.target)),
+            self._layers[node],
+            [a.arguments(exact) for a, _ in self._runs],
+            [b.arguments(rounded) for _, b in self._runs],
+        )
+
+    def _go_on(self, visit: Visit, exact: fx.Node, rounded: fx.Node) -> None:
+        wanted = visit.finished(visit.wanted, exact=True)
+        given = visit.finished(visit.given(visit.layer))
+        for (a, b), x, y in zip(self._runs, wanted, given, strict=True):
+            a.keep(exact, x)
+            b.keep(rounded, y)
+
+    def _forget(self) -> None:
+        while len(self._runs) > 1 and sum(a.held() + b.held() for a, b in self._runs) > self._memory:
+            self._runs.pop()
+
+
+class _Run(Recorder):
+    """One graph on its way through one batch; values are freed at their last use."""
+
+    def __init__(self, gm: fx.GraphModule, inputs: ModelInputs) -> None:
+        super().__init__(gm)
+        inputs = clone_inputs(inputs)
+        self.args_iter = iter(bind_placeholders(gm, inputs.args, inputs.kwargs))
+
+    def arguments(self, node: fx.Node) -> Args:
+        """What ``node`` is about to be called with."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        return (*args, *kwargs.values())
+
+    def keep(self, node: fx.Node, value: Any) -> None:
+        """Go on with ``value`` as that of ``node``."""
+        self.env[node] = value
+        for unused in self.user_to_last_uses.get(node, ()):
+            del self.env[unused]
+
+    def held(self) -> int:
+        """Bytes of the values that later nodes will read."""
+        tensors = {id(v): v for v in tensors_in(list(self.env.values())) if not isinstance(v, nn.Parameter)}
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def channel_axis(layer: nn.Module, y: Tensor) -> int:
+    """The axis of the channels in an output ``y`` of a convolution or linear layer; 0 in that of a single image."""
+    if isinstance(layer, nn.Linear):
+        return -1
+    return 1 if y.dim() == cast(Tensor, layer.weight).dim() else 0
+
+
+def without_epilogue(layer: nn.Module) -> nn.Module:
+    """Return a layer that shares the tensors of ``layer`` and ends in front of its addition and activation."""
+    if not hasattr(layer, "epilogue"):
+        return layer
+    twin = copy_module(layer)
+    twin.__dict__["epilogue"] = Epilogue()
+    return twin
+
+
+def _rounded_copy(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy of ``gm`` in which observers round."""
+    out = isolate(copy_graph_module(gm))
+    for path in dict.fromkeys(str(n.target) for n in out.graph.nodes if n.op == "call_module"):
+        module = out.get_submodule(path)
+        if isinstance(module, Observer):
+            parent, _, name = path.rpartition(".")
+            setattr(out.get_submodule(parent), name, Rounding(module.qparams()))
+    return out

@@ -1,0 +1,90 @@
+"""Correct biases layer by layer, each on what the layers in front of it will really give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import fx, nn
+
+from fxq.ir.rewriter import Rewriter
+from fxq.ir.stage import Stage
+from fxq.manager.base import Numerics, Pass
+from fxq.manager.context import PassContext
+from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches, shifted
+from fxq.passes._side_by_side import MEMORY, SideBySide, Visit, channel_axis
+from fxq.passes._tally import Tally, no_better
+from fxq.progress import track
+from fxq.quant.corrections.mean_error import MeanError
+from fxq.quant.overrides import Choices
+from fxq.quant.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class CorrectBiasAccurately(Pass):
+    """Add to each bias the mean by which the layer misses the float network's, on inputs quantised so far.
+
+    With float outputs ``y`` of a layer in front of its activation, and ``y_q`` those of the layer with quantised
+    weights behind layers that are quantised and corrected already: ``b' = b + mean(y) - mean(y_q)`` for each channel,
+    over batch and positions. Other than the correction from weight errors alone (`CorrectBias`), this one also mends
+    the mean error of rounded and clipped activations, and what is left of the errors of earlier layers.
+
+    Before: ``%conv = conv2d[conv](%x_observer)``. After: the same with other biases; the float graph is off by the
+    correction, the int8 graph made from it is nearer to the original.
+
+    Layers are taken in the order of execution. The graph runs once, in float and rounded side by side, on the batches
+    that the calibration keeps; the values that later layers read stay in memory for all of them, at most ``memory``
+    bytes: batches are given up from the last on until they fit. A channel's correction is shrunk by how far chance
+    may have made it, see :class:`~fxq.quant.corrections.mean_error.MeanError`. A layer whose output, measured behind
+    its activation, comes no nearer to the float network's keeps its bias, and is refused with both figures.
+
+    (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section 4.2 and
+    appendix D, with calibration data in the place of batch norm statistics.)
+    """
+
+    name: ClassVar[str] = "correct_bias_accurately"
+    consumes: ClassVar[tuple[Stage, ...]] = (Stage.OBSERVED,)
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+
+    recipe: Recipe = field(default_factory=Recipe)
+    memory: int = MEMORY
+
+    def rewrite(self, rw: Rewriter, context: PassContext) -> None:
+        batches = seen_batches(rw.gm, context, self.name)
+        layers = observed_layers(rw)
+        alone = refuse_shared(rw, "correct", layers)
+        choices = self.recipe.choices(rw.gm)
+        runs = SideBySide(rw.gm, batches, quantised_layers(layers, choices), self.memory)
+        tally = Tally()
+        corrected: dict[fx.Node, nn.Module] = {}
+        for visit in track(runs.visits(), "correcting biases", total=len(layers), progress=context.progress):
+            if visit.node not in alone:
+                continue
+            layer, before, after = _correct(visit, choices)
+            if after > before:
+                corrected[visit.node] = layer
+                tally.add(before, after)
+            else:
+                rw.refuse("correct", visit.node, no_better(before, after))
+        for node, layer in corrected.items():
+            with rw.rule("correct", node):
+                rw.set_module(node, layer)
+        context.note(f"{tally}; {runs.batches} of {len(batches)} batches")
+
+
+def _correct(visit: Visit, choices: Choices) -> tuple[nn.Module, float, float]:
+    """Return the float layer with another bias, and how near its quantised form comes to float, before and after.
+
+    The visit goes on with the corrected form where it comes nearer.
+    """
+    given = visit.given(visit.layer)
+    error = MeanError()
+    for wanted, actual in zip(visit.wanted, given, strict=True):
+        error.add(wanted, actual, channel_axis(visit.original, actual))
+    shift = error.shift().to(given[0].dtype)
+    layer = shifted(visit.original, shift)
+    better = quantised(layer, visit.node, choices)
+    before, after = visit.sqnr_db(given), visit.sqnr_db(visit.given(better))
+    if after > before:
+        visit.layer = better
+    return layer, before, after
