@@ -18,13 +18,14 @@ _INPUT = "input"
 
 def _prepare(model: nn.Module, example: Tensor, calibration: Sequence[Tensor], *, int8: bool) -> Prepared:
     with scratch_folder() as folder:
-        path = _export(model, example, folder)
+        path = export(model, example, folder)
         if int8:
-            path = _quantise(path, rebatch(calibration, len(example)))
-        return Prepared(_session(path), folder_bytes(folder, stem=path.stem))
+            path = quantise(path, rebatch(calibration, len(example)))
+        return Prepared(session(path), folder_bytes(folder, stem=path.stem))
 
 
-def _export(model: nn.Module, example: Tensor, folder: Path) -> Path:
+def export(model: nn.Module, example: Tensor, folder: Path) -> Path:
+    """Write ``model`` as ONNX into ``folder``, for batches of ``example``'s shape."""
     path = folder / "float.onnx"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -34,8 +35,13 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> Path:
     return path
 
 
-def _quantise(path: Path, batches: Sequence[Tensor]) -> Path:
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+def quantise(path: Path, batches: Sequence[Tensor], method: str = "MinMax") -> Path:
+    """Write the int8 form of the network at ``path`` beside it.
+
+    Args:
+        method: of calibration: "MinMax", "Entropy", "Percentile" or "Distribution".
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationDataReader
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -58,6 +64,7 @@ def _quantise(path: Path, batches: Sequence[Tensor]) -> Path:
         reduce_range=not _has_vnni(),
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod[method],
     )
     return quantised
 
@@ -67,7 +74,8 @@ def _has_vnni() -> bool:
     return bool(torch.cpu._is_vnni_supported())
 
 
-def _session(path: Path) -> Any:
+def session(path: Path) -> Any:
+    """Return a function that runs the network at ``path``, on as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -75,10 +83,10 @@ def _session(path: Path) -> Any:
     options.log_severity_level = 3
     # Its threads must not spin on after a run: the next one belongs to another peer.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    running = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def call(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {_INPUT: x.numpy()})[0])
+        return torch.from_numpy(running.run(None, {_INPUT: x.numpy()})[0])
 
     return call
 

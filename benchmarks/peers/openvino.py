@@ -18,25 +18,49 @@ def _prepare(
 ) -> Prepared:
     import openvino
 
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        converted = openvino.convert_model(torch.export.export(model, (example,)), input=list(example.shape))
-        if int8:
-            converted = _quantise(converted, rebatch(calibration, len(example)))
+    converted = convert(model, example)
+    if int8:
+        converted = quantise(converted, rebatch(calibration, len(example)))
     with scratch_folder() as folder:
         openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
         size = folder_bytes(folder, stem="model")
-    return Prepared(_infer(converted, precision), size)
+    return Prepared(infer(converted, precision), size)
 
 
-def _quantise(converted: Any, batches: Sequence[Tensor]) -> Any:
+def convert(model: nn.Module, example: Tensor) -> Any:
+    """Return ``model`` as OpenVINO's, for batches of ``example``'s shape."""
+    import openvino
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return openvino.convert_model(torch.export.export(model, (example,)), input=list(example.shape))
+
+
+def quantise(
+    converted: Any, batches: Sequence[Tensor], *, fast_bias_correction: bool = True, transformer: bool = False
+) -> Any:
+    """Return NNCF's int8 form of ``converted``, with affine activations where they have both signs."""
     import nncf
 
     dataset = nncf.Dataset(batches, lambda batch: batch.numpy())
-    return nncf.quantize(converted, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return nncf.quantize(
+            converted,
+            dataset,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(batches),
+            fast_bias_correction=fast_bias_correction,
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        )
 
 
-def _infer(converted: Any, precision: str | None) -> Any:
+def infer(converted: Any, precision: str | None) -> Any:
+    """Return a function that runs ``converted``, on as many threads as torch has.
+
+    Args:
+        precision: of what is not int8: "f32", "bf16", or None for OpenVINO's own choice.
+    """
     import openvino
 
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}

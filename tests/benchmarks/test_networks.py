@@ -10,7 +10,18 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fxq
-from benchmarks.networks import CIFAR_VGG16, LI_VGG16_A, accuracy, fit, load_images, resnet20, trained_resnet20, vgg16
+from benchmarks.networks import (
+    CIFAR_VGG16,
+    LI_VGG16_A,
+    NETWORKS,
+    accuracy,
+    fit,
+    load_images,
+    resnet20,
+    trained_network,
+    trained_resnet20,
+    vgg16,
+)
 
 
 @pytest.mark.parametrize(("widths", "macs"), [(CIFAR_VGG16, 313_196_544), (LI_VGG16_A, 206_143_488)])
@@ -59,3 +70,16 @@ def test_a_trained_network_is_kept(tmp_path: Path) -> None:
     assert torch.equal(first.model.fc.weight, again.model.fc.weight)
     assert first.accuracy == again.accuracy
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_kind_of_network_is_trained_and_kept(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    steps: list[int] = []
+    first = trained_network(name, "digits", steps=2, cache=tmp_path, after=steps.append)
+    again = trained_network(name, "digits", steps=2, cache=tmp_path, after=steps.append)
+    assert steps == [1, 2]
+    assert first.accuracy == again.accuracy
+    assert not first.model.training
+    assert first.model(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+    assert len(first.images.train) + len(first.images.test) == 1797
