@@ -13,6 +13,7 @@ if not (_Path(__file__).parent / "passes").is_dir():
 from fxq import compression as compression
 from fxq import passes as passes
 from fxq import pruning as pruning
+from fxq import qat as qat
 from fxq import visualize as visualize
 from fxq.analysis import benchmark as benchmark
 from fxq.analysis import compare as compare
@@ -36,6 +37,7 @@ from fxq.pruner.api import plan_of as plan_of
 from fxq.pruner.api import prune as prune
 from fxq.pruner.sensitivity import sensitivity as prune_sensitivity
 from fxq.pruning.plan import Plan as Plan
+from fxq.qat.prepare import prepare_qat as prepare_qat
 from fxq.quant.calibration import inputs as inputs
 from fxq.quant.overrides import Override as Override
 from fxq.quant.recipe import Recipe as Recipe
@@ -69,10 +71,12 @@ __all__ = [
     "passes",
     "pipeline",
     "plan_of",
+    "prepare_qat",
     "profile",
     "prune",
     "prune_sensitivity",
     "pruning",
+    "qat",
     "report",
     "save",
     "trace",

@@ -15,6 +15,7 @@ from fxq.manager.layers import layer_records
 from fxq.manager.report import attach_report
 from fxq.manager.running import few_samples, run_on_copy
 from fxq.pipelines import pipeline
+from fxq.qat.finish import finishing_pipeline, note_finish, trained_recipe
 from fxq.quant.calibration import Calibration
 from fxq.quant.recipe import Recipe, resolve_recipe
 from fxq.targets import resolve_target
@@ -37,7 +38,8 @@ def compile(
     """Rewrite ``model`` for inference: canonicalise, fold, fuse and, with calibration data, quantise to int8.
 
     Args:
-        model: a float module in eval mode; it and everything that it holds stay as they are.
+        model: a float module in eval mode, or what :func:`fxq.prepare_qat` returned, trained: it becomes int8 without
+            calibration. It and everything that it holds stay as they are.
         example_inputs: a tensor, a tuple of arguments, a dict of keyword arguments, or None: then the first
             calibration batch serves. Any batch size works with the result; other sizes wherever the model takes them.
         calibration: a DataLoader or any iterable of batches (a tensor, a tuple or list of arguments, a dict of
@@ -61,13 +63,16 @@ def compile(
         TraceError: the model cannot be captured.
         PassError: a pass failed; ``error.report`` holds the report up to and including it.
     """
-    chosen = resolve_recipe(recipe, calibration is not None)
+    trained = trained_recipe(model, recipe)
+    chosen = trained or resolve_recipe(recipe, calibration is not None)
     target = resolve_target(target)
     check_model(model)
-    if chosen.quantises and calibration is None and passes is None:
+    if chosen.quantises and calibration is None and passes is None and trained is None:
         raise InputError("the int8 recipe needs calibration data", why="nobody's data is invented",
                          fix="pass calibration=loader, or recipe='float'")  # fmt: skip
     manager = _manager(passes, chosen, target, verify)
+    if trained is not None and passes is None:
+        manager = finishing_pipeline(target, verify)
     writer = DiagramWriter(diagrams) if diagrams is not None else None
     inputs, data = _bind_data(model, example_inputs, calibration)
     report = Report(
@@ -75,6 +80,8 @@ def compile(
     )
     gm = trace(private_copy(model), inputs)
     _note_trace(gm, report)
+    if trained is not None:
+        note_finish(report, calibrated=calibration is not None)
     if chosen.name == "float" and calibration is None and passes is None:
         report.note("nothing was quantised: calibration data would unlock recipe='int8'")
     inputs = _runnable(gm, inputs, given=example_inputs is not None)

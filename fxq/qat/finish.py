@@ -1,0 +1,40 @@
+"""What ``fxq.compile`` does with a prepared model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fxq.errors import InputError
+from fxq.manager import PassManager, Report
+from fxq.passes.convert_fake_quant import ConvertFakeQuant
+from fxq.passes.lower_int8 import LowerInt8
+from fxq.qat.switches import is_prepared
+from fxq.quant.recipe import Recipe, resolve_recipe
+
+
+def trained_recipe(model: object, recipe: str | Recipe) -> Recipe | None:
+    """Return the recipe that finishes ``model`` where :func:`fxq.prepare_qat` made it, else None.
+
+    Raises:
+        InputError: the recipe is another one than int8, which the model was prepared for.
+    """
+    if not isinstance(model, nn.Module) or not is_prepared(model):
+        return None
+    chosen = resolve_recipe(recipe, calibrated=True)
+    if not chosen.quantises:
+        raise InputError(f"the recipe is {chosen.name!r}, and the model was prepared for int8",
+                         why="its layers are trained with fake quantisation inside",
+                         fix="leave the recipe out, or compile the float model")  # fmt: skip
+    return chosen
+
+
+def finishing_pipeline(target: str, verify: bool = True) -> PassManager:
+    """Make the trained quantisation explicit, then lower it."""
+    return PassManager([ConvertFakeQuant(), LowerInt8(target)], verify=verify)
+
+
+def note_finish(report: Report, calibrated: bool) -> None:
+    """Say in the report of a prepared model what made its scales."""
+    report.note("trained with fake quantisation: scales and zero points are those of training, no data was calibrated")
+    if calibrated:
+        report.note("the calibration data served for example inputs at most: a prepared model has its ranges")

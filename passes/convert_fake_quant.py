@@ -1,0 +1,97 @@
+"""Turn a graph that was trained with fake quantisation into one with explicit quantisation and int8 weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from fxq.errors import CalibrationError
+from fxq.ir.identify import OpCall
+from fxq.ir.ops import DROPOUTS
+from fxq.ir.rewriter import Rewriter
+from fxq.ir.stage import Stage
+from fxq.manager.base import Numerics, Pass
+from fxq.manager.context import PassContext
+from fxq.nn import dequantize, quantize, quantize_layer
+from fxq.nn.fake_quantisers import FakeQuantise
+from fxq.nn.stochastic_depth import StochasticDepth
+from fxq.nn.trainable import TrainableLayer, TrainableNorm
+
+
+@dataclass(frozen=True)
+class ConvertFakeQuant(Pass):
+    """Finish quantisation-aware training. No calibration: the ranges are in the fake quantisers.
+
+    Before: ``%x_observer = FakeQuantise[observers.x](%x)``, ``%conv = TrainableLayer[conv](%x_observer)``. After:
+    ``%x_quantize = quantize(%x, scale, zero_point)``, ``%x_dequantize = dequantize(%x_quantize, scale, zero_point)``,
+    ``%conv = QDQConv2d[conv](%x_dequantize)``.
+
+    Batch norms are folded with their running statistics, weights get the codes that their fake quantisers gave them,
+    dropout goes. What the graph computes in eval mode stays the same.
+    """
+
+    name: ClassVar[str] = "convert_fake_quant"
+    consumes: ClassVar[tuple[Stage, ...]] = (Stage.OBSERVED,)
+    produces: ClassVar[Stage | None] = Stage.QDQ
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+
+    def rewrite(self, rw: Rewriter, context: PassContext) -> None:
+        _check_seen(rw)
+        made: dict[nn.Module, nn.Module] = {}
+        values = 0
+        for call in rw.calls():
+            module = call.module
+            if isinstance(module, TrainableLayer | TrainableNorm):
+                self._exchange(call, made, rw)
+            elif isinstance(module, FakeQuantise):
+                self._make_explicit(call, module, rw)
+                values += 1
+            elif module is not None and (call.kind in DROPOUTS or isinstance(module, StochasticDepth)):
+                with rw.rule("dropout", call.node):
+                    rw.replace(call.node, call.nodes[0])
+        weights = sum(isinstance(m, TrainableLayer) and m.quantiser is not None for m in made)
+        context.note(f"trained: {weights} weights and {values} values take the scales of their fake quantisers")
+
+    def _exchange(self, call: OpCall, made: dict[nn.Module, nn.Module], rw: Rewriter) -> None:
+        module = call.module
+        assert module is not None
+        if module not in made:
+            made[module] = _finished(module)
+        with rw.rule("weights", call.node):
+            rw.exchange_module(str(call.node.target), made[module])
+            rw.update(call.node)
+
+    def _make_explicit(self, call: OpCall, quantiser: FakeQuantise, rw: Rewriter) -> None:
+        (value,) = call.nodes
+        with rw.rule("activations", call.node):
+            q = quantiser.qparams()
+            literals = (q.scale, q.zero_point)
+            codes = rw.call_function(quantize, (value, *literals), before=call.node, like=value,
+                                     name=f"{value.name}_quantize")  # fmt: skip
+            real = rw.call_function(dequantize, (codes, *literals), before=call.node, like=value,
+                                    name=f"{value.name}_dequantize")  # fmt: skip
+            rw.replace(call.node, real)
+
+
+def _check_seen(rw: Rewriter) -> None:
+    quantisers = dict.fromkeys(c.module for c in rw.calls() if isinstance(c.module, FakeQuantise))
+    blind = [q for q in quantisers if isinstance(q, FakeQuantise) and not q.seen]
+    if not blind:
+        return
+    what = "no fake quantiser has seen a value" if len(blind) == len(quantisers) else (
+        f"{len(blind)} of {len(quantisers)} fake quantisers have seen no value")  # fmt: skip
+    raise CalibrationError(
+        what, where=blind[0].label, why="ranges are observed in training mode, and the model has not run in it",
+        fix="train the prepared model before compiling it, or prepare it with calibration=loader",
+    )  # fmt: skip
+
+
+def _finished(module: nn.Module) -> nn.Module:
+    """What takes the place of a layer after training: one with int8 weights, or a float one."""
+    if isinstance(module, TrainableNorm):
+        return module.norm
+    assert isinstance(module, TrainableLayer)
+    layer, scales = module.to_float(), module.weight_scales()
+    return layer if scales is None else quantize_layer(layer, scales.detach())
