@@ -10,6 +10,7 @@ from fxq.manager import PassResult as PassResult
 from fxq.manager import RulePass as RulePass
 from fxq.passes.calibrate import Calibrate as Calibrate
 from fxq.passes.canonicalise import Canonicalise as Canonicalise
+from fxq.passes.convert_fake_quant import ConvertFakeQuant as ConvertFakeQuant
 from fxq.passes.convert_qdq import ConvertQDQ as ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias as CorrectBias
 from fxq.passes.correct_bias_accurately import CorrectBiasAccurately as CorrectBiasAccurately
@@ -20,6 +21,7 @@ from fxq.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
 from fxq.passes.functionalise import Functionalise as Functionalise
 from fxq.passes.fuse_activation import FuseActivation as FuseActivation
 from fxq.passes.fuse_residual import FuseResidual as FuseResidual
+from fxq.passes.insert_fake_quantisers import InsertFakeQuantisers as InsertFakeQuantisers
 from fxq.passes.insert_observers import InsertObservers as InsertObservers
 from fxq.passes.lower_int8 import LowerInt8 as LowerInt8
 from fxq.passes.prune import Prune as Prune
