@@ -115,6 +115,8 @@ typedef struct {
 
 typedef struct fxq_program fxq_program;
 
+#pragma GCC visibility push(default)
+
 int fxq_abi_version(void);
 // 1 where this machine (and operating system) runs the instruction set: "portable", "avx2", "avxvnni", "avx512vnni", "amx".
 int fxq_runs(const char* isa);
@@ -130,6 +132,8 @@ int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs,
 int64_t fxq_held_bytes(const fxq_program* program);
 // Packed bytes of the program's weights.
 int64_t fxq_packed_bytes(const fxq_program* program);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,90 @@
+"""Builds the native engine: one shared library, each kernel source once for every instruction set.
+
+The library has a plain C interface and is loaded with ctypes. It is optional: where it cannot be built, everything else
+of fxq works and the target "native" says how to get it. Everything else about the package stands in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("fxq/engine/csrc")
+#: Compiled once.
+COMMON = (
+    "arena", "check_common", "check_conv", "check_load_store", "halo", "isa", "kernels", "program", "run", "validate",
+)  # fmt: skip
+#: Compiled for each instruction set of the row.
+VECTOR = ("portable", "avx2", "avx512vnni")
+KERNELS = {
+    "conv": ("portable",),
+    "load_store": VECTOR,
+}
+FLAGS = ("-std=c++17", "-O3", "-g0", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread",
+         "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized")  # fmt: skip
+AVX2 = ("-mavx2", "-mfma")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512")
+ISAS = {
+    "portable": ("-DFXQ_PORTABLE",),
+    "avx2": (*AVX2, "-DFXQ_AVX2"),
+    "avxvnni": (*AVX2, "-mavxvnni", "-DFXQ_AVXVNNI"),
+    "avx512vnni": (*AVX512, "-DFXQ_AVX512VNNI"),
+}
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def units() -> list[tuple[Path, tuple[str, ...], str]]:
+    """Return (source, flags of its own, suffix of the object) of everything to compile."""
+    rows: list[tuple[Path, tuple[str, ...], str]] = [(SOURCES / f"{name}.cpp", (), "") for name in COMMON]
+    for name, isas in KERNELS.items():
+        rows += [(SOURCES / f"{name}.cpp", ISAS[isa], f"_{isa}") for isa in isas if X86 or isa == "portable"]
+    return rows
+
+
+class BuildEngine(build_ext):
+    """Compiles the units side by side, each with its own flags, and links them."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build the library where setuptools looks for the extension."""
+        folder = Path(self.build_temp) / "engine"
+        extra = tuple(os.environ.get("FXQ_CXXFLAGS", "").split())
+        jobs = [(path, (*FLAGS, *own, *extra), folder / (path.stem + suffix)) for path, own, suffix in units()]
+        newest = max(path.stat().st_mtime for pattern in ("*.h", "*.cpp") for path in SOURCES.glob(pattern))
+        target = Path(self.get_ext_fullpath(ext.name))
+        if not self.force and not extra and target.exists() and target.stat().st_mtime > max(newest, own_time()):
+            return
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            objects = list(pool.map(lambda job: self._compile(*job), jobs))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(
+            objects, str(target), extra_postargs=["-pthread", *extra], target_lang="c++", build_temp=str(folder)
+        )
+
+    def _compile(self, source: Path, flags: tuple[str, ...], folder: Path) -> str:
+        """Compile one unit into a folder of its own (objects are named after sources) and return the object."""
+        (made,) = self.compiler.compile([str(source)], output_dir=str(folder), extra_postargs=list(flags))
+        return str(made)
+
+
+def own_time() -> float:
+    """Return when this file was changed last."""
+    return Path(__file__).stat().st_mtime
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "fxq.engine._native",
+            [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
+            depends=[str(path) for path in sorted(SOURCES.glob("*.h"))],
+            language="c++",
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildEngine},
+)
