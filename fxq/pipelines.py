@@ -9,8 +9,10 @@ from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias
 from fxq.passes.correct_bias_accurately import CorrectBiasAccurately
 from fxq.passes.decompose_attention import DecomposeAttention
+from fxq.passes.decompose_windows import DecomposeWindows
 from fxq.passes.eliminate import Eliminate
 from fxq.passes.fold_batch_norm import FoldBatchNorm
+from fxq.passes.fold_constants import FoldConstants
 from fxq.passes.functionalise import Functionalise
 from fxq.passes.fuse_activation import FuseActivation
 from fxq.passes.fuse_residual import FuseResidual
@@ -19,6 +21,7 @@ from fxq.passes.lower_int8 import LowerInt8
 from fxq.passes.quantise_dynamically import QuantiseDynamically
 from fxq.passes.quantise_weights import QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations
+from fxq.passes.smooth_quant import SmoothQuant
 from fxq.quant.recipe import Recipe
 
 
@@ -27,6 +30,8 @@ def float_pipeline(verify: bool = True) -> PassManager:
     return PassManager(
         [
             Functionalise(),
+            DecomposeWindows(),
+            FoldConstants(),
             Canonicalise(),
             Eliminate(),
             DecomposeAttention(),
@@ -43,10 +48,15 @@ def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bo
     """The float pipeline, then observe, calibrate, correct as the recipe says, convert and lower."""
     recipe = recipe or Recipe("int8")
     manager = float_pipeline(verify)
-    calibrated = (InsertObservers(recipe), Calibrate(), *_corrections_of_layers(recipe))
-    for p in (*calibrated, ConvertQDQ(recipe), LowerInt8(target)):
+    observed = (*_corrections_of_ranges(recipe), InsertObservers(recipe), Calibrate())
+    for p in (*observed, *_corrections_of_layers(recipe), ConvertQDQ(recipe), LowerInt8(target)):
         manager = manager.append(p)
     return manager
+
+
+def _corrections_of_ranges(recipe: Recipe) -> tuple[Pass, ...]:
+    """The corrections that keep the float function and change the ranges of activations."""
+    return (SmoothQuant(recipe),) if "smooth" in recipe.corrections else ()
 
 
 def _corrections_of_layers(recipe: Recipe) -> tuple[Pass, ...]:

@@ -15,9 +15,11 @@ from fxq.passes.convert_qdq import ConvertQDQ as ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias as CorrectBias
 from fxq.passes.correct_bias_accurately import CorrectBiasAccurately as CorrectBiasAccurately
 from fxq.passes.decompose_attention import DecomposeAttention as DecomposeAttention
+from fxq.passes.decompose_windows import DecomposeWindows as DecomposeWindows
 from fxq.passes.eliminate import Eliminate as Eliminate
 from fxq.passes.factorise import Factorise as Factorise
 from fxq.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
+from fxq.passes.fold_constants import FoldConstants as FoldConstants
 from fxq.passes.functionalise import Functionalise as Functionalise
 from fxq.passes.fuse_activation import FuseActivation as FuseActivation
 from fxq.passes.fuse_residual import FuseResidual as FuseResidual
@@ -31,4 +33,5 @@ from fxq.passes.quantise_weights import QuantiseWeights as QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations as RecogniseActivations
 from fxq.passes.separate_convolutions import SeparateConvolutions as SeparateConvolutions
 from fxq.passes.share_weights import ShareWeights as ShareWeights
+from fxq.passes.smooth_quant import SmoothQuant as SmoothQuant
 from fxq.passes.sparsify import Sparsify as Sparsify

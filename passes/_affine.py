@@ -47,6 +47,13 @@ def fold_in_front(layer: nn.Module, affine: ChannelAffine) -> nn.Module:
     return _with(layer, (grouped * affine.scale.reshape(shape)).reshape(weight.shape), bias + added)
 
 
+def input_rows(layer: nn.Module) -> Tensor:
+    """The weight with its input channels in front, float64 of shape (input channels, everything else)."""
+    grouped = _grouped(layer, _weight(layer))
+    rows = grouped.movedim(_axes(layer)[1], 1)
+    return rows.flatten(0, 1).flatten(1)
+
+
 def pads(layer: nn.Module) -> bool:
     """Whether some outputs of ``layer`` see fewer inputs than others, so that a shift in front cannot become a bias."""
     if isinstance(layer, _ConvTransposeNd):

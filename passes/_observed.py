@@ -20,7 +20,7 @@ from fxq.quant.overrides import Choices
 from fxq.targets.suitability import is_weighted
 from fxq.tracing import ModelInputs, clone_inputs
 
-#: Batches of a callable that are kept; of other data, the calibration itself keeps some.
+#: Batches of a callable that are kept; of other data, the calibration itself keeps as many.
 _KEPT = 16
 
 
@@ -85,12 +85,25 @@ def seen_batches(gm: fx.GraphModule, context: PassContext, name: str) -> list[Mo
     """
     calibration = need_calibration(context, name)
     batches = list(calibration.again())
-    if batches or calibration.first() is not None:
-        return batches
+    return batches if batches or calibration.first() is not None else _given_by_callable(gm, calibration, _KEPT)
+
+
+def first_batches(gm: fx.GraphModule, context: PassContext, name: str, count: int) -> list[ModelInputs]:
+    """Return up to ``count`` of the batches that will be calibrated on, which are still there for that afterwards.
+
+    Raises:
+        CalibrationError: there is no calibration data.
+    """
+    calibration = need_calibration(context, name)
+    return calibration.peek(count) or _given_by_callable(gm, calibration, count)
+
+
+def _given_by_callable(gm: fx.GraphModule, calibration: Calibration, count: int) -> list[ModelInputs]:
+    batches: list[ModelInputs] = []
     running = private_copy(gm)
 
     def see(inputs: ModelInputs) -> Any:
-        if len(batches) < _KEPT:
+        if len(batches) < count:
             batches.append(clone_inputs(inputs))
         return running(*inputs.args, **inputs.kwargs)
 

@@ -9,25 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, fx, nn
 
 from fxq.analysis.error_sums import ErrorSums
 from fxq.analysis.running import evaluation, isolate
-from fxq.ir.metrics import tensors_in
 from fxq.ir.rewriter import copy_graph_module
-from fxq.ir.shapes import Recorder, bind_placeholders
 from fxq.nn import Epilogue, dequantize, quantize
+from fxq.passes._batch_run import MEMORY, Args, BatchRun
 from fxq.passes._layers import copy_module, epilogue_of
 from fxq.quant.observers import Observer
 from fxq.quant.qparams import QParams
-from fxq.tracing import ModelInputs, clone_inputs
-
-#: Bytes of values that both runs hold together before batches are given up.
-MEMORY = 1 << 30
-
-Args = tuple[Any, ...]
+from fxq.tracing import ModelInputs
 
 
 class Rounding(nn.Module):
@@ -109,7 +103,7 @@ class SideBySide:
         self._layers = layers
         self._memory = memory
         self._float, self._rounded = isolate(copy_graph_module(gm)), _rounded_copy(gm)
-        self._runs = [(_Run(self._float, batch), _Run(self._rounded, batch)) for batch in batches]
+        self._runs = [(BatchRun(self._float, batch), BatchRun(self._rounded, batch)) for batch in batches]
 
     @property
     def batches(self) -> int:
@@ -153,31 +147,6 @@ class SideBySide:
     def _forget(self) -> None:
         while len(self._runs) > 1 and sum(a.held() + b.held() for a, b in self._runs) > self._memory:
             self._runs.pop()
-
-
-class _Run(Recorder):
-    """One graph on its way through one batch; values are freed at their last use."""
-
-    def __init__(self, gm: fx.GraphModule, inputs: ModelInputs) -> None:
-        super().__init__(gm)
-        inputs = clone_inputs(inputs)
-        self.args_iter = iter(bind_placeholders(gm, inputs.args, inputs.kwargs))
-
-    def arguments(self, node: fx.Node) -> Args:
-        """What ``node`` is about to be called with."""
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
-        return (*args, *kwargs.values())
-
-    def keep(self, node: fx.Node, value: Any) -> None:
-        """Go on with ``value`` as that of ``node``."""
-        self.env[node] = value
-        for unused in self.user_to_last_uses.get(node, ()):
-            del self.env[unused]
-
-    def held(self) -> int:
-        """Bytes of the values that later nodes will read."""
-        tensors = {id(v): v for v in tensors_in(list(self.env.values())) if not isinstance(v, nn.Parameter)}
-        return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def channel_axis(layer: nn.Module, y: Tensor) -> int:

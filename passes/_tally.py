@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+
+_EXACT_DB = 200.0
 
 
 class Tally:
@@ -16,11 +18,15 @@ class Tally:
         self._pairs.append((before, after))
 
     def __str__(self) -> str:
-        finite = [(a, b) for a, b in self._pairs if math.isfinite(a) and math.isfinite(b)]
-        if not finite:
-            return f"{len(self._pairs)} layers corrected"
-        before, after = (sum(side) / len(finite) for side in zip(*finite, strict=True))
-        return f"{len(self._pairs)} layers corrected: from {before:.1f} to {after:.1f} dB on average"
+        if not self._pairs:
+            return "nothing corrected"
+        before, after = (mean_db(list(side)) for side in zip(*self._pairs, strict=True))
+        return f"{len(self._pairs)} corrected: from {before:.1f} to {after:.1f} dB on average"
+
+
+def mean_db(values: Sequence[float]) -> float:
+    """The mean of signal-to-noise ratios, of which those without any noise count as 200 dB."""
+    return sum(min(max(v, -_EXACT_DB), _EXACT_DB) for v in values) / len(values)
 
 
 def no_better(before: float, after: float) -> str:

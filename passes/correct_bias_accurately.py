@@ -11,8 +11,9 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
+from fxq.passes._batch_run import MEMORY
 from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches, shifted
-from fxq.passes._side_by_side import MEMORY, SideBySide, Visit, channel_axis
+from fxq.passes._side_by_side import SideBySide, Visit, channel_axis
 from fxq.passes._tally import Tally, no_better
 from fxq.progress import track
 from fxq.quant.corrections.mean_error import MeanError

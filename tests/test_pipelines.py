@@ -21,3 +21,8 @@ def test_corrections_of_layers_follow_calibration(corrections: tuple[str, ...], 
     names = int8_pipeline(Recipe(corrections=corrections)).names()
     start, end = names.index("calibrate"), names.index("convert_qdq")
     assert names[start + 1 : end] == behind_calibrate
+
+
+def test_corrections_of_ranges_come_before_calibration() -> None:
+    names = int8_pipeline(Recipe(corrections=("smooth",))).names()
+    assert names[names.index("insert_observers") - 1] == "smooth_quant"

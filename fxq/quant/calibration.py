@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from fxq.errors import CalibrationError, InputError
 from fxq.ir.metrics import tensors_in
@@ -79,15 +80,23 @@ class Calibration:
         Raises:
             CalibrationError: there is no batch, or it does not fit the model.
         """
+        found = self.peek(1)
+        return found[0] if found else None
+
+    def peek(self, count: int) -> list[ModelInputs]:
+        """Return up to ``count`` of the first batches, as copies, without losing them; none of a callable.
+
+        Raises:
+            CalibrationError: there is no batch, or one does not fit the model.
+        """
         if self._run is not None:
-            return None
+            return []
         iterator = self._begin()
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            raise _empty() from None
-        self._started = itertools.chain([batch], iterator)
-        return self._bind(batch, 0)
+        batches = [_copied(batch) for batch in itertools.islice(iterator, count)]
+        if not batches:
+            raise _empty()
+        self._started = itertools.chain(batches, iterator)
+        return [self._bind(batch, index) for index, batch in enumerate(batches)]
 
     def __iter__(self) -> Iterator[ModelInputs]:
         """Yield each batch as model inputs; tensors are the caller's own and must not be written to."""
@@ -179,6 +188,11 @@ class Calibration:
         if isinstance(batch, Mapping) and self._keywords and self._keywords & set(batch):
             return {name: value for name, value in batch.items() if name in self._keywords}
         return batch
+
+
+def _copied(batch: Any) -> Any:
+    """A loader may fill the same tensors with the next batch."""
+    return tree_map_only(torch.Tensor, torch.Tensor.clone, batch)
 
 
 def _length(batches: Iterable[Any]) -> int | None:

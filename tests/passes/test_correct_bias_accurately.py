@@ -117,7 +117,7 @@ def test_the_output_is_nearer_to_float_and_the_record_says_by_how_much() -> None
         wanted, with_correction, without = model(x), better(x), plain(x)
     assert distance(wanted, with_correction).sqnr_db > distance(wanted, without).sqnr_db + 3.0
     assert [m.rule for m in result.matched] == ["correct"] * 4
-    assert result.record.notes[0].startswith("4 layers corrected: from ")
+    assert result.record.notes[0].startswith("4 corrected: from ")
     assert result.record.notes[0].endswith("; 3 of 3 batches")
 
 

@@ -1,0 +1,177 @@
+"""What int8 would make of a value and the layers that read it, were the value's channels scaled: measured on data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxq.analysis.error_sums import ErrorSums
+from fxq.ir.identify import OpCall
+from fxq.ir.rewriter import Rewriter
+from fxq.ir.shapes import Recorder
+from fxq.nn import dequantize, output_rows, quantize, quantize_layer
+from fxq.passes._batch_run import Args
+from fxq.passes._channel_readers import Readers, channel_axis_in
+from fxq.passes._channel_scaling import factors_of, scale_inputs, scale_outputs
+from fxq.passes._layers import LAYERS
+from fxq.passes._side_by_side import without_epilogue
+from fxq.passes._tally import mean_db
+from fxq.quant.overrides import Choices
+
+#: What a scale must gain on average, and what any one reader may lose by it, in dB.
+_GAIN, _LOSS = 0.05, 0.01
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A value that a layer or norm makes and others read, with a scale for each of its channels.
+
+    Attributes:
+        producer: the call of the layer or norm.
+        axis: the axis of the channels in the value.
+        readers: what reads it.
+    """
+
+    producer: OpCall
+    axis: int
+    readers: Readers
+
+    @property
+    def node(self) -> fx.Node:
+        """The node of the value."""
+        return self.producer.node
+
+    def apply(self, scale: Tensor, rw: Rewriter, rule: str) -> None:
+        """Divide the channels of the value by ``scale`` and multiply the weights that read them."""
+        layers = self.readers.layers
+        with rw.rule(rule, self.node, *(r.call.node for r in layers)):
+            rw.set_module(self.node, scale_outputs(cast(nn.Module, rw.module_of(self.node)), 1.0 / scale))
+            for reader in layers:
+                module = cast(nn.Module, rw.module_of(reader.call.node))
+                rw.set_module(reader.call.node, scale_inputs(module, factors_of(reader, scale)))
+
+
+@dataclass(frozen=True)
+class Best:
+    """What a search for scales ended with.
+
+    Attributes:
+        scale: the best one that brings no reader further from float; None where none gains.
+        before, after: the SQNR of each reader in dB without a scale, and with the best that was tried.
+    """
+
+    scale: Tensor | None
+    before: list[float]
+    after: list[float]
+
+
+class Trial:
+    """One scaling, tried on what its producer gets.
+
+    Args:
+        scaling: what is scaled.
+        inputs: the arguments of the producer, one tuple for each batch, in float.
+        rw: the graph.
+        choices: how the recipe quantises weights and values.
+    """
+
+    def __init__(self, scaling: Scaling, inputs: Sequence[Args], rw: Rewriter, choices: Choices) -> None:
+        self._scaling = scaling
+        self._inputs = inputs
+        self._rw = rw
+        self._choices = choices
+        producer = cast(nn.Module, scaling.producer.module)
+        self._values = [cast(Tensor, producer(*args)) for args in inputs]
+        self._wanted = [self._read(value, self._float_readers()) for value in self._values]
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest absolute value of each channel, float64."""
+        return torch.stack([channel_ranges(v, self._scaling.axis) for v in self._values]).amax(0)
+
+    def best(self, candidates: Sequence[Tensor], input_scale: Tensor | None = None) -> Best:
+        """Try scales; one counts only if no reader loses more than a hundredth of a decibel by it."""
+        before = self.sqnr_db(torch.ones_like(self.largest), input_scale)
+        tried = [(scale, self.sqnr_db(scale, input_scale)) for scale in candidates]
+        sound = [t for t in tried if all(a >= b - _LOSS for b, a in zip(before, t[1], strict=True))]
+        scale, after = max(sound or tried, key=lambda t: mean_db(t[1]))
+        gains = bool(sound) and mean_db(after) > mean_db(before) + _GAIN
+        return Best(scale if gains else None, before, after)
+
+    def sqnr_db(
+        self, scale: Tensor, input_scale: Tensor | None = None, output_scales: Sequence[Tensor | None] = ()
+    ) -> list[float]:
+        """How near each reader comes to its float output in front of its activation; the producer is int8, too.
+
+        Args:
+            scale: by which the channels of the value are divided, float64.
+            input_scale: by which those of the producer's input are divided already.
+            output_scales: for each reader the scale by which its output channels will be divided.
+        """
+        made = self._scaled_values(scale, input_scale)
+        observer = self._choices.options(self._scaling.node).observer(f"`{self._scaling.node.name}`")
+        observer.active = True
+        for value in made:
+            observer(value)
+        q = observer.qparams()
+        readers = self._int8_readers(scale, output_scales)
+        sums = [ErrorSums() for _ in readers]
+        for value, wanted in zip(made, self._wanted, strict=True):
+            rounded = dequantize(quantize(value, q.scale, q.zero_point), q.scale, q.zero_point)
+            for total, expected, actual in zip(sums, wanted, self._read(rounded, readers), strict=True):
+                total.add(expected, actual)
+        return [s.distance().sqnr_db for s in sums]
+
+    def _scaled_values(self, scale: Tensor, input_scale: Tensor | None) -> list[Tensor]:
+        producer = cast(nn.Module, self._scaling.producer.module)
+        if self._scaling.producer.kind not in LAYERS:  # a norm stays in float
+            shape = [-1 if d == self._scaling.axis else 1 for d in range(self._values[0].dim())]
+            return [value / scale.to(value.dtype).reshape(shape) for value in self._values]
+        layer = scale_outputs(producer, 1.0 / scale)
+        if input_scale is not None:
+            layer = scale_inputs(layer, input_scale)
+        int8 = self._quantised(self._scaling.node, layer)
+        return [int8(*self._divided(args, producer, input_scale)) for args in self._inputs]
+
+    def _divided(self, args: Args, layer: nn.Module, input_scale: Tensor | None) -> Args:
+        x = args[0].float()
+        if input_scale is not None:
+            axis = channel_axis_in(layer, x.dim())
+            x = x / input_scale.float().reshape([-1 if d == axis else 1 for d in range(x.dim())])
+        return (x, *args[1:])
+
+    def _float_readers(self) -> list[nn.Module]:
+        return [without_epilogue(cast(nn.Module, r.call.module)) for r in self._scaling.readers.layers]
+
+    def _int8_readers(self, scale: Tensor, output_scales: Sequence[Tensor | None]) -> list[nn.Module]:
+        outputs = output_scales or [None] * len(self._scaling.readers.layers)
+        layers = []
+        for reader, output in zip(self._scaling.readers.layers, outputs, strict=True):
+            layer = scale_inputs(cast(nn.Module, reader.call.module), factors_of(reader, scale))
+            int8: Any = self._quantised(reader.call.node, layer if output is None else scale_outputs(layer, 1 / output))
+            if output is not None:  # back to the units of the original
+                int8.weight_scale = int8.weight_scale * output.to(int8.weight_scale.dtype)
+                int8.bias = None if int8.bias is None else int8.bias * output.to(int8.bias.dtype)
+            layers.append(without_epilogue(int8))
+        return layers
+
+    def _quantised(self, node: fx.Node, layer: nn.Module) -> nn.Module:
+        return quantize_layer(layer, self._choices.options(node).weight_scale(output_rows(layer)))
+
+    def _read(self, value: Tensor, readers: Sequence[nn.Module]) -> list[Tensor]:
+        """What each reader gives where the producer gave ``value``."""
+        run = Recorder(self._rw.gm)
+        run.env = {self._scaling.node: value}
+        for node in self._scaling.readers.between:
+            run.env[node] = fx.Interpreter.run_node(run, node)
+        layers = self._scaling.readers.layers
+        return [cast(Tensor, module(run.env[r.call.nodes[0]])) for r, module in zip(layers, readers, strict=True)]
+
+
+def channel_ranges(value: Tensor, axis: int) -> Tensor:
+    """The largest absolute value of each channel, float64 of shape (channels,)."""
+    return value.movedim(axis, 0).flatten(1).abs().amax(1).double()
