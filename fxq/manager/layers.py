@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from torch import fx
 
@@ -16,10 +16,13 @@ from fxq.manager.report import LayerRecord
 from fxq.quant.qparams import QParams
 from fxq.targets.suitability import picks_from_tuple
 
+#: The rules of passes that quantise, or lower the precision.
+_RULES: Final = ("int8", "dynamic", "half")
+
 
 def layer_records(gm: fx.GraphModule, passes: Iterable[PassRecord]) -> list[LayerRecord]:
     """Return a record for each operation that computes tensors, with why it stayed in float where it did."""
-    reasons = {r.node: r.reason for p in passes for r in p.refused if r.rule == "int8"}
+    reasons = {r.node: r.reason for p in passes for r in p.refused if r.rule in _RULES}
     records = []
     for node in gm.graph.nodes:
         call = identify(node, gm)

@@ -7,16 +7,14 @@ from typing import Final, Self
 import torch
 from torch import Tensor, nn
 
-from fxq.errors import GraphError, nearest
-from fxq.nn.kernels import Quantisation, Run, Weights, kernel_set
+from fxq.nn.dynamic_codes import check_granularity, symmetric_codes
+from fxq.nn.kernels import Weights
 from fxq.nn.kernels.availability import onednn_available
+from fxq.nn.kernels.int_product import Product, int_product
 from fxq.nn.packed import Packed
 from fxq.quant.qparams import QParams, dequantize_weight, quantize_weight
 
-#: One scale for each row of the activation, or one scale and zero point for all of it.
-GRANULARITIES: Final = ("token", "tensor")
-_MIDDLE: Final = 128
-_CODES: Final = QParams(1.0, _MIDDLE)  # the kernel multiplies codes less 128; scales come afterwards
+_MIDDLE: Final = 128  # the kernel multiplies codes less 128
 
 
 class DynamicLinear(Packed):
@@ -34,12 +32,10 @@ class DynamicLinear(Packed):
 
     def __init__(self, weights: Weights, granularity: str = "token", backend: str = "auto") -> None:
         super().__init__()
-        if granularity not in GRANULARITIES:
-            raise GraphError(f"unknown granularity {granularity!r}", fix=nearest(granularity, GRANULARITIES))
         self.register_buffer("weight", weights.weight)
         self.register_buffer("weight_scale", weights.scale)
         self.register_buffer("bias", weights.bias)
-        self.granularity = granularity
+        self.granularity = check_granularity(granularity)
         self.backend = backend if backend != "auto" else "onednn" if onednn_available() else "reference"
         self.eval()
 
@@ -54,7 +50,6 @@ class DynamicLinear(Packed):
         """(*, in), floating point -> (*, out) in the dtype of ``x``; no gradient flows back."""
         rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
         y = self._by_token(rows) if self.granularity == "token" else self._by_tensor(rows)
-        y = y if self.bias is None else y.add_(self.bias)
         return y.reshape(*x.shape[:-1], len(self.weight)).to(x.dtype)
 
     def dequantized_weight(self) -> Tensor:
@@ -62,29 +57,31 @@ class DynamicLinear(Packed):
         return dequantize_weight(self.weight, self.weight_scale)
 
     def _by_token(self, rows: Tensor) -> Tensor:
-        largest = rows.abs().amax(1, keepdim=True)
-        scale = torch.where(largest > 0, largest / 127.0, 1.0)
-        codes = torch.round(rows / scale).add_(_MIDDLE).clamp_(1, 255).to(torch.uint8)
-        return self._product(codes).mul_(scale)
+        codes, scale = symmetric_codes(rows, "token")
+        y = self._product(codes)
+        return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
 
     def _by_tensor(self, rows: Tensor) -> Tensor:
         low, high = (float(v) for v in torch.aminmax(rows)) if rows.numel() else (0.0, 0.0)
         parameters = QParams.from_range(low, high)
-        codes = torch.round(rows / parameters.scale).add_(parameters.zero_point).clamp_(0, 255).to(torch.uint8)
+        offset = parameters.zero_point - _MIDDLE
+        codes = torch.div(rows, parameters.scale).round_().add_(offset).clamp_(-_MIDDLE, 127).to(torch.int8)
         y = self._product(codes)
-        if parameters.zero_point != _MIDDLE:
-            y.add_(self.dequantized_weight().sum(1), alpha=_MIDDLE - parameters.zero_point)
-        return y.mul_(parameters.scale)
+        if offset:
+            y.add_(self.dequantized_weight().sum(1), alpha=-offset)
+        y.mul_(parameters.scale)
+        return y if self.bias is None else y.add_(self.bias)
 
     def _product(self, codes: Tensor) -> Tensor:
-        """``sum((codes - 128) * w)``, float32."""
-        run: Run | None = self._derived
+        """``sum(q * w)`` of s8 codes, times the weight's scale; float32."""
+        run: Product | None = self._derived
         if run is None:
-            kernels = kernel_set(self.backend if self.weight.device.type == "cpu" else "reference")
-            run = self._derived = kernels.linear(
-                Quantisation(_CODES, None), Weights(self.weight, self.weight_scale, None)
-            )
-        return run(codes, None)
+            run = self._derived = int_product(self.weight, self.weight_scale, self.backend)
+        return run(codes)
+
+    def describe(self) -> str:
+        """The kernel's name in the report."""
+        return f"{self.backend} int8 by {self.granularity}"
 
     def extra_repr(self) -> str:
         out, inputs = self.weight.shape

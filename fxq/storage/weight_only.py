@@ -1,4 +1,4 @@
-"""The linear layers with int8 or int4 weights, and float inputs, that a file may hold."""
+"""The layers with int8 or int4 weights, and float inputs, that a file may hold."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from fxq.nn.dynamic import GRANULARITIES, DynamicLinear
+from fxq.nn.dynamic import DynamicLinear
+from fxq.nn.dynamic_cells import DynamicCell
+from fxq.nn.dynamic_codes import GRANULARITIES
+from fxq.nn.dynamic_recurrent import DynamicRecurrent
 from fxq.nn.kernels import BACKENDS, Weights
 from fxq.nn.weight_only import GROUP_SIZES, Weight4Linear, Weight8Linear
 from fxq.storage.checks import boolean, fields, integer, refuse, text
 from fxq.storage.codec import Codec
+from fxq.storage.torch_layers import MAX_LAYERS
 
 _MAX_FEATURES: Final = 2**31
+_SIZES: Final = {"input_size": _MAX_FEATURES, "hidden_size": _MAX_FEATURES, "num_layers": MAX_LAYERS,
+                 "proj_size": _MAX_FEATURES}  # fmt: skip
+_CELL: Final = "kind input_size hidden_size bias granularity backend"
+_LAYER: Final = f"{_CELL} num_layers batch_first bidirectional proj_size compute"
 
 
 @functools.cache
@@ -24,7 +32,34 @@ def weight_only_codecs() -> dict[str, Codec]:
     return {
         **found,
         "fxq.nn.DynamicLinear": Codec(DynamicLinear, _read_dynamic, _build_dynamic, exact=True, flaw=_bad_scales),
+        "fxq.nn.DynamicRecurrent": _recurrent(DynamicRecurrent, _LAYER),
+        "fxq.nn.DynamicCell": _recurrent(DynamicCell, _CELL),
     }
+
+
+def _recurrent(cls: Any, names: str) -> Codec:
+    """Layers and cells whose constructors take the attributes ``names``."""
+
+    def read(module: Any) -> dict[str, Any]:
+        return {name: getattr(module, name) for name in names.split()}
+
+    def build(settings: dict[str, Any], where: str) -> nn.Module:
+        known = fields(settings, where, names)
+        for name, value in known.items():
+            if name in _SIZES:
+                integer(value, where, 0 if name == "proj_size" else 1, _SIZES[name])
+            elif name in ("kind", "granularity", "backend", "compute"):
+                text(value, where)
+            else:
+                boolean(value, where)
+        if known["backend"] not in BACKENDS or known.get("proj_size", 0) >= known["hidden_size"]:
+            refuse("its backend is not known, or its projection is wider than its state", where)
+        if known.get("proj_size") and known["kind"] != "LSTM":
+            refuse("only an LSTM has a projection", where)
+        made: nn.Module = cls(**known)
+        return made
+
+    return Codec(cls, read, build, exact=True, flaw=_bad_scales)
 
 
 def _read_dynamic(module: Any) -> dict[str, Any]:
@@ -81,8 +116,9 @@ def _check_group(group_size: Any, inputs: int, where: str) -> None:
 
 
 def _bad_scales(module: nn.Module) -> str | None:
-    for name in ("weight_scale", "weight_offset"):
-        values = module._buffers.get(name)
+    for name, values in module._buffers.items():
+        if not name.endswith(("_scale", "_offset")):
+            continue
         if isinstance(values, Tensor) and not bool(torch.isfinite(values).all()):
             return f"{name} is not finite"
     return None

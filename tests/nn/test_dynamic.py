@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fxq.errors import GraphError
 from fxq.ir.metrics import distance
 from fxq.nn import onednn_available
-from fxq.nn.dynamic import GRANULARITIES, DynamicLinear
+from fxq.nn.dynamic import DynamicLinear
+from fxq.nn.dynamic_codes import GRANULARITIES
 from fxq.quant.qparams import QParams
 
 BACKENDS = ["reference", pytest.param("onednn", marks=pytest.mark.skipif(not onednn_available(), reason="no VNNI"))]

@@ -14,6 +14,8 @@ from torch import Tensor, fx, nn
 from fxq import nn as fnn
 from fxq.errors import InputError, StorageError
 from fxq.nn.dynamic import DynamicLinear
+from fxq.nn.dynamic_cells import DynamicCell
+from fxq.nn.dynamic_recurrent import DynamicRecurrent
 from fxq.nn.weight_only import Weight4Linear, Weight8Linear
 from fxq.pruning.structure_selection import BlockScale
 from fxq.quant.observers import (
@@ -116,6 +118,10 @@ FXQ: list[nn.Module] = [
     fnn.QAdaptiveAvgPool(2, A, B, (None, 3)), fnn.QMean(A, B, (2, 3), keepdim=True),
     fnn.QLookup(A, B, "hardtanh", 0.0, float("inf")), fnn.Quantize(A, pixels=True), fnn.Dequantize(B),
     DynamicLinear.from_layer(linear(), "tensor", "reference"),
+    DynamicRecurrent.from_layer(nn.LSTM(3, 5, 2, proj_size=2, batch_first=True), "tensor", "reference"),
+    DynamicRecurrent.from_layer(nn.GRU(3, 4, bidirectional=True, bias=False), compute="float"),
+    DynamicRecurrent.from_layer(nn.RNN(3, 4, nonlinearity="relu")), DynamicCell.from_layer(nn.LSTMCell(3, 4)),
+    DynamicCell.from_layer(nn.GRUCell(3, 4, bias=False), "tensor", "reference"),
     Weight8Linear.from_layer(linear()), Weight4Linear.from_layer(nn.Linear(64, 3, bias=False), 32),
     observed(MinMaxObserver("here")), observed(MovingAverageObserver("here", 0.3)),
     observed(PerChannelMinMaxObserver("there", 1)), observed(HistogramObserver("here", "entropy", 99.0)), BlockScale(),
