@@ -44,6 +44,7 @@ from fxq.quant.recipe import Recipe as Recipe
 from fxq.storage import load as load
 from fxq.storage import save as save
 from fxq.tracing import trace as trace
+from fxq.tuning.sensitivity import sensitivity as sensitivity
 
 __version__ = "0.1.0"
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "qat",
     "report",
     "save",
+    "sensitivity",
     "trace",
     "visualize",
 ]

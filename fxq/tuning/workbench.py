@@ -1,0 +1,182 @@
+"""Many quantised modules of one model, from one calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx, nn
+
+from fxq.admission import check_model, check_runs, private_copy
+from fxq.errors import CalibrationError, InputError
+from fxq.ir.rewriter import Rewriter
+from fxq.ir.snapshot import take_snapshot
+from fxq.ir.stage import Stage, set_graph_state
+from fxq.manager import Pass, PassContext, PassManager, Report
+from fxq.manager.running import few_samples
+from fxq.passes.convert_qdq import ConvertQDQ
+from fxq.pipelines import float_pipeline, pipeline
+from fxq.quant.calibration import Calibration
+from fxq.quant.overrides import Override
+from fxq.quant.recipe import Recipe
+from fxq.tracing import ModelInputs, normalise_inputs, trace
+from fxq.tuning.recall import ConvertAgain, RecallStatistics, without_observers
+from fxq.tuning.statistics import Statistics
+
+#: Corrections that change nothing but a layer's own int8 form: what they made in one graph serves in another.
+_OF_ONE_LAYER = frozenset({"correct_bias", "round_adaptively"})
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A model quantised by one recipe.
+
+    Attributes:
+        recipe: with the layers that stay in float as overrides.
+        float_graph: the graph that observers were inserted into: what it computes in float.
+        graph: at stage QDQ, which defines the numbers.
+        rest: the passes that are left, to int8 modules.
+    """
+
+    recipe: Recipe
+    float_graph: fx.GraphModule
+    graph: fx.GraphModule
+    rest: tuple[Pass, ...]
+
+
+class Workbench:
+    """Quantises one model in many ways.
+
+    Args:
+        model, example_inputs, calibration, target, progress: as :func:`fxq.compile` takes them; ``target`` is resolved.
+        histograms: keep histograms of all values, so that any calibrator can be tried.
+
+    Attributes:
+        traced: the graph of a private copy of the model.
+        inputs: a few samples, on which shapes are recorded.
+
+    Raises:
+        InputError, CalibrationError, TraceError: as :func:`fxq.compile` does.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        calibration: Any,
+        target: str,
+        *,
+        histograms: bool = False,
+        progress: bool | None = None,
+    ) -> None:
+        check_model(model)
+        given, self.data = _bind(model, example_inputs, calibration)
+        self.target = target
+        self._histograms = histograms
+        self._progress = progress
+        self.traced = trace(private_copy(model), given)
+        kind, source = (CalibrationError, "the first calibration batch") if example_inputs is None else (
+            InputError, "the example inputs")  # fmt: skip
+        check_runs(self.traced, given, kind, source)
+        self.inputs = given if example_inputs is not None else few_samples(self.traced, given)
+        self._made: dict[tuple[str, ...], fx.GraphModule] = {}
+        self._statistics: dict[int, Statistics] = {}
+
+    def float_module(self, report: Report | None = None) -> fx.GraphModule:
+        """Return the model canonicalised, folded and fused: nothing loses precision."""
+        return self._run(float_pipeline(verify=False), self.traced, report)
+
+    def quantise(self, recipe: Recipe, report: Report | None = None) -> Quantised:
+        """Quantise all that ``recipe`` does, with statistics in the place of a calibration.
+
+        Raises:
+            FxqError: as :func:`fxq.compile` does.
+        """
+        before, insert, corrections, _, rest = _parts(pipeline(recipe, self.target, verify=False))
+        prepared = self._prepared(before, report)
+        observed = self._run([insert], prepared, report)
+        bare = without_observers(observed)
+        recall = RecallStatistics(self.statistics(bare))
+        convert = ConvertAgain(recipe)
+        graph = self._run([recall, *corrections, convert], observed, report)
+        return Quantised(recipe, bare, graph, rest)
+
+    def variant(self, base: Quantised, overrides: Iterable[Override], report: Report | None = None) -> Quantised:
+        """Quantise as ``base`` with more overrides: nothing is calibrated, corrected or quantised that ``base`` has.
+
+        Corrections that reach beyond one layer run again.
+        """
+        recipe = replace(base.recipe, overrides=(*base.recipe.overrides, *overrides))
+        _, insert, corrections, _, rest = _parts(pipeline(recipe, self.target, verify=False))
+        recall = RecallStatistics(self.statistics(base.float_graph))
+        again = [p for p in corrections if p.name not in _OF_ONE_LAYER]
+        passes: list[Pass] = [insert, recall, *again, ConvertAgain(recipe, base.graph)]
+        if again or report is not None:
+            return Quantised(recipe, base.float_graph, self._run(passes, base.float_graph, report), rest)
+        return Quantised(recipe, base.float_graph, self._together(passes, base.float_graph), rest)
+
+    def _together(self, passes: Iterable[Pass], gm: fx.GraphModule) -> fx.GraphModule:
+        """Run passes as one rewrite: a tenth of the time, without a record of each."""
+        rw = Rewriter(gm, "variant")
+        for p in passes:
+            p.rewrite(rw, PassContext(self.inputs, self.data, self._progress))
+        out = rw.finish()
+        set_graph_state(out, stage=Stage.QDQ)
+        return out
+
+    def lower(self, quantised: Quantised, report: Report | None = None) -> fx.GraphModule:
+        """Return the int8 module that runs on the target."""
+        return self._run(quantised.rest, quantised.graph, report)
+
+    def statistics(self, float_graph: fx.GraphModule) -> Statistics:
+        """Return the statistics of a graph that observers are inserted into: one for each set of weights."""
+        key = hash(tuple((n.name, n.digest, n.details) for n in take_snapshot(float_graph).nodes))
+        if key not in self._statistics:
+            self._statistics[key] = Statistics(float_graph, self.data, self._histograms, self._progress)
+        return self._statistics[key]
+
+    def _prepared(self, passes: list[Pass], report: Report | None) -> fx.GraphModule:
+        """Run passes that another recipe may have run already."""
+        if report is not None:
+            return self._run(passes, self.traced, report)
+        gm, key = self.traced, tuple[str, ...]()
+        for p in passes:
+            key = (*key, repr(p))
+            if key not in self._made:
+                self._made[key] = self._run([p], gm, None)
+            gm = self._made[key]
+        return gm
+
+    def _run(self, passes: Iterable[Pass | PassManager], gm: fx.GraphModule, report: Report | None) -> fx.GraphModule:
+        context = PassContext(self.inputs, self.data, self._progress)
+        if report is not None:
+            return PassManager(passes, verify=False)(gm, context=context, report=report).graph_module
+        for p in passes:
+            gm = p(gm, context=context)[0]
+        return gm
+
+
+def _parts(manager: PassManager) -> tuple[list[Pass], Pass, list[Pass], ConvertQDQ, tuple[Pass, ...]]:
+    """Take an int8 pipeline apart: before the observers, their insertion, corrections, conversion, and the rest."""
+    passes = [p for p in manager if isinstance(p, Pass)]
+    names = [p.name for p in passes]
+    insert, calibrate, convert = map(names.index, ("insert_observers", "calibrate", "convert_qdq"))
+    conversion = passes[convert]
+    assert isinstance(conversion, ConvertQDQ)
+    between = [*passes[insert + 1 : calibrate], *passes[calibrate + 1 : convert]]
+    return passes[:insert], passes[insert], between, conversion, tuple(passes[convert + 1 :])
+
+
+def _bind(model: nn.Module, example_inputs: Any, calibration: Any) -> tuple[ModelInputs, Calibration]:
+    inputs = normalise_inputs(model, example_inputs)
+    if calibration is None:
+        raise InputError("there is no calibration data", why="nobody's data is invented", fix="pass calibration=loader")
+    once = hasattr(calibration, "__next__")  # gives its batches once, and corrections look at them again
+    data = Calibration(list(calibration) if once else calibration, model, inputs)
+    first = data.first()
+    inputs = inputs or first
+    if inputs is None:
+        raise InputError("there are no example inputs", why="the calibration is a callable, so its inputs are not seen",
+                         fix="pass example_inputs")  # fmt: skip
+    return inputs, data

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxq
+from fxq.quant.calibration import Calibration
+from fxq.tuning.layers import int8_layers
+from fxq.tuning.workbench import Workbench
+
+RECIPES = [
+    fxq.Recipe("int8"),
+    fxq.Recipe("int8", activation="mse", weight_range="mse"),
+    fxq.Recipe(
+        "int8", activation="percentile", percentile=99.0, overrides=(fxq.Override("back", weight="per_tensor"),)
+    ),
+    fxq.Recipe("int8", activation="auto"),
+]
+
+
+class Residuals(nn.Module):
+    """Two blocks with skips and a pooling that shares its scale with what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+        self.first = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = (self.first(x) + x).relu()
+        x = (self.second(x) + x).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("histograms", [False, True])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.activation)
+def test_quantises_as_compile_does(hard_task, recipe, histograms):
+    bench = Workbench(hard_task.model, None, hard_task.loader, "reference", histograms=histograms)
+    ours = bench.lower(bench.quantise(recipe))
+    theirs = fxq.compile(hard_task.model, calibration=hard_task.loader, recipe=recipe, target="reference")
+    assert torch.equal(ours(hard_task.images), theirs(hard_task.images))
+
+
+@pytest.mark.parametrize("where", ["stem.0", "first.0", "second.0", "head", "mean"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_variant_is_what_compile_gives_under_its_overrides(where, alone):
+    torch.manual_seed(0)
+    model, loader = Residuals().eval(), [torch.randn(4, 3, 8, 8) for _ in range(3)]
+    bench = Workbench(model, None, loader, "reference")
+    base = bench.quantise(fxq.Recipe("int8"))
+    assert where in {layer.name for layer in int8_layers(base.float_graph, base.recipe, bench.inputs)}
+    changes = (fxq.Override("*", quantise=False), fxq.Override(where)) if alone else (fxq.Override(where, False),)
+    ours = bench.lower(bench.variant(base, changes))
+    # example inputs of the loader's batch size, as nothing may be left to quantise
+    recipe = fxq.Recipe("int8", overrides=changes)
+    theirs = fxq.compile(model, loader[0], calibration=loader, recipe=recipe, target="reference")
+    assert torch.equal(ours(loader[0]), theirs(loader[0]))
+
+
+def test_the_data_runs_once_for_all_calibrators(hard_task):
+    passes = 0
+
+    class Counting:
+        def __iter__(self):
+            nonlocal passes
+            passes += 1
+            return iter(hard_task.loader)
+
+    bench = Workbench(hard_task.model, hard_task.loader[0], Counting(), "reference", histograms=True)
+    begun = passes
+    for activation in ("minmax", "mse", "entropy", "percentile", "auto"):
+        base = bench.quantise(fxq.Recipe("int8", activation=activation))
+        bench.variant(base, (fxq.Override("hard", quantise=False),))
+    assert passes - begun <= 1
+
+
+def test_the_digest_of_the_data_knows_samples_and_not_their_order(hard_task):
+    def digest(batches: list[Tensor]) -> str:
+        bench = Workbench(hard_task.model, hard_task.loader[0], batches, "reference")
+        base = bench.quantise(fxq.Recipe("int8"))
+        return bench.statistics(base.float_graph).digest
+
+    samples = torch.cat(hard_task.loader)
+    assert digest(list(samples.split(8))) == digest(list(samples.flip(0).split(5)))
+    assert digest(list(samples.split(8))) != digest(list((samples + 1e-3).split(8)))
+
+
+def test_layers_have_costs_that_do_not_depend_on_the_machine(hard_task):
+    bench = Workbench(hard_task.model, None, hard_task.loader, "reference")
+    base = bench.quantise(fxq.Recipe("int8"))
+    layers = {layer.name: layer for layer in int8_layers(base.float_graph, base.recipe, bench.inputs)}
+    assert layers["front"].macs == 2 * 12 * 12 * 9 * 64  # two samples
+    assert layers["front"].penalty_s > layers["head"].penalty_s > 0
+    assert isinstance(bench.data, Calibration)
