@@ -11,6 +11,7 @@ from fxq.passes.correct_bias_accurately import CorrectBiasAccurately
 from fxq.passes.decompose_attention import DecomposeAttention
 from fxq.passes.decompose_windows import DecomposeWindows
 from fxq.passes.eliminate import Eliminate
+from fxq.passes.equalise_layers import EqualiseLayers
 from fxq.passes.fold_batch_norm import FoldBatchNorm
 from fxq.passes.fold_constants import FoldConstants
 from fxq.passes.functionalise import Functionalise
@@ -56,7 +57,8 @@ def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bo
 
 def _corrections_of_ranges(recipe: Recipe) -> tuple[Pass, ...]:
     """The corrections that keep the float function and change the ranges of activations."""
-    return (SmoothQuant(recipe),) if "smooth" in recipe.corrections else ()
+    known: dict[str, Pass] = {"equalise": EqualiseLayers(recipe), "smooth": SmoothQuant(recipe)}
+    return tuple(p for name, p in known.items() if name in recipe.corrections)
 
 
 def _corrections_of_layers(recipe: Recipe) -> tuple[Pass, ...]:

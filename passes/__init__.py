@@ -17,6 +17,7 @@ from fxq.passes.correct_bias_accurately import CorrectBiasAccurately as CorrectB
 from fxq.passes.decompose_attention import DecomposeAttention as DecomposeAttention
 from fxq.passes.decompose_windows import DecomposeWindows as DecomposeWindows
 from fxq.passes.eliminate import Eliminate as Eliminate
+from fxq.passes.equalise_layers import EqualiseLayers as EqualiseLayers
 from fxq.passes.factorise import Factorise as Factorise
 from fxq.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
 from fxq.passes.fold_constants import FoldConstants as FoldConstants

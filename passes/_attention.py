@@ -46,8 +46,15 @@ class Writer:
         set_node_info(node, replace(node_info(node), module_path=f"{self.path}.{name}"))
         return node
 
+    def layer(self, path: str, module: nn.Module, x: fx.Node) -> fx.Node:
+        """Insert a call of ``module``, which the module tree has at ``path``."""
+        name = self._name(path.rpartition(".")[2])
+        node = self.rw.call_shared_module(path, module, (x,), before=self.at, name=name)
+        set_node_info(node, replace(node_info(node), module_path=path))
+        return node
+
     def _name(self, name: str) -> str:
-        inner = self.path.removeprefix(str(self.at.target)).replace(".", "_")
+        inner = self.path.removeprefix(str(self.at.target)).replace(".", "_") if self.at.op == "call_module" else ""
         return f"{self.at.name}{inner}_{name}"
 
 

@@ -16,7 +16,7 @@ from fxq.tracing.operations import is_in_place
 
 WRITES: Final = "it writes into its input"
 CHECKS: Final = "it checks something or changes a setting"
-_TORCH: Final = ("torch", "_operator", "math", "builtins")
+_LIBRARIES: Final = ("torch", "fxq", "_operator", "math", "builtins")
 _ENVIRONMENT: Final = ("set_", "use_", "manual_seed", "seed", "_assert", "init_")
 _RANDOM: Final = frozenset({
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
@@ -96,7 +96,7 @@ def _is_library_function(target: Callable[..., Any]) -> bool:
     if function_name(target) in DROPOUT_FUNCTIONS:
         return True
     module = str(getattr(target, "__module__", None) or "")
-    return module.split(".")[0] in _TORCH and not module.startswith("torch._ops")
+    return module.split(".")[0] in _LIBRARIES and not module.startswith("torch._ops")
 
 
 def _asks_for_inplace(call: OpCall) -> bool:

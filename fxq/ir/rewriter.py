@@ -56,6 +56,7 @@ class Rewriter:
         ensure_ids(gm)
         self.gm = copy_graph_module(gm)
         self._lookup = ModuleLookup(self.gm)
+        self._read = _reads(self.gm.graph)
         self.identify = Identifier(self.gm, self._lookup)
         self.matched: list[Matched] = []
         self.refused: list[Refused] = []
@@ -150,12 +151,13 @@ class Rewriter:
         return self._insert("call_module", path, args, None, after, before, like, name)
 
     def call_shared_module(
-        self, path: str, module: nn.Module, args: tuple[Any, ...], *, after: fx.Node, name: str | None = None
-    ) -> fx.Node:
+        self, path: str, module: nn.Module, args: tuple[Any, ...], *, after: fx.Node | None = None,
+        before: fx.Node | None = None, name: str | None = None,
+    ) -> fx.Node:  # fmt: skip
         """Insert a call of the module at ``path``, which is ``module``: put there now or by an earlier call."""
         if not self._has(path):
             self._assign(path, module)
-        return self._insert("call_module", path, args, None, after, None, None, name)
+        return self._insert("call_module", path, args, None, after, before, None, name)
 
     def get_attr(self, path: str, *, before: fx.Node) -> fx.Node:
         """Insert a read of an attribute that the module tree has."""
@@ -272,7 +274,7 @@ class Rewriter:
         anchor.prepend(node)
 
     def finish(self) -> fx.GraphModule:
-        """Check the graph, drop modules that nothing calls, recompile, and return the rewritten graph module.
+        """Check the graph, drop what it no longer calls or reads, recompile, and return the rewritten graph module.
 
         Raises:
             GraphError: the edits left a graph that does not hold together.
@@ -281,6 +283,7 @@ class Rewriter:
             self.graph.lint()
         except (RuntimeError, ValueError) as error:
             raise GraphError("the rewritten graph is not well formed", where=self._pass_name, why=str(error)) from error
+        self._drop_unread()
         self.gm.delete_all_unused_submodules()
         self.gm.recompile()
         return self.gm
@@ -323,6 +326,14 @@ class Rewriter:
                 where=self._pass_name, fix="refuse the match, or give the node a module of its own",
             )  # fmt: skip
 
+    def _drop_unread(self) -> None:
+        """Delete the parameters and buffers that the graph read before the edits, but for those of a layer."""
+        for path in self._read - _reads(self.graph):
+            owner, _, name = path.rpartition(".")
+            module = self.gm.get_submodule(owner) if not owner or self._has(owner) else None
+            if module is self.gm or type(module) is nn.Module:
+                delattr(module, name)
+
     def _callers(self, path: str) -> list[str]:
         return [n.name for n in self.graph.nodes if n.op == "call_module" and n.target == path]
 
@@ -360,6 +371,10 @@ class Rewriter:
             if isinstance(parent, nn.Module) and type(parent) is not nn.Module:
                 return ".".join([*parents[:i], "_".join([*parents[i:], leaf])])
         return path
+
+
+def _reads(graph: fx.Graph) -> set[str]:
+    return {str(n.target) for n in graph.nodes if n.op == "get_attr"}
 
 
 def shared_tensors(gm: fx.GraphModule, module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from fxq.errors import InputError
 from fxq.manager import PassContext, PassManager, Report
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.decompose_attention import DecomposeAttention
+from fxq.passes.decompose_windows import DecomposeWindows
 from fxq.passes.functionalise import Functionalise
 from fxq.tracing import ModelInputs, normalise_inputs, trace
 
@@ -43,5 +44,5 @@ def prepare(model: nn.Module, inputs: ModelInputs, report: Report, verify: bool)
     """
     gm = trace(private_copy(model), inputs)
     check_runs(gm, inputs, InputError, "the example inputs")
-    manager = PassManager([Functionalise(), Canonicalise(), DecomposeAttention()], verify=verify)
+    manager = PassManager([Functionalise(), Canonicalise(), DecomposeAttention(), DecomposeWindows()], verify=verify)
     return manager(gm, context=PassContext(inputs if verify else None), report=report).graph_module

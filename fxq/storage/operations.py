@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from fxq import nn as fnn
 from fxq.ir.ops import METHODS as TABLE_METHODS
+from fxq.nn import windows
 from fxq.storage.checks import refuse, short
 
 Function = Callable[..., Any]
@@ -73,6 +74,7 @@ le lshift lt matmul mod mul ne neg not_ or_ pos pow rshift setitem sub truediv t
 _MATH: Final = "ceil cos exp fabs floor gcd isfinite isinf isnan log log10 log2 pow prod sin sqrt tanh trunc"
 _BUILTINS: Final = "abs bool float getattr int len max min round slice sum tuple list"
 _SPECIAL: Final = "erf erfinv exp2 expit expm1 gammaln log1p logit logsumexp round sinc softmax log_softmax"
+_WINDOWS: Final = "pad_to_multiple window_partition window_reverse window_bias relative_position_bias"
 _LINALG: Final = "cross det inv matmul matrix_norm multi_dot norm solve vector_norm vecdot"
 
 #: Read by ``getattr(value, name)``: facts of a tensor, of a dtype (``finfo``), and parts of a named result.
@@ -117,6 +119,7 @@ _SOURCES: Final[tuple[tuple[str, Any, str], ...]] = (
     ("torch.linalg", torch.linalg, _LINALG),
     ("torch.Tensor", torch.Tensor, "contiguous"),
     ("fxq.nn", fnn, "quantize dequantize"),
+    ("fxq.nn.windows", windows, _WINDOWS),
 )
 
 

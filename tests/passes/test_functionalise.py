@@ -34,7 +34,7 @@ class Applies(nn.Module):
         return self.function(self, x, y)
 
 
-X, Y = torch.randn(2, 3), torch.randn(2, 3)
+X, Y = torch.tensor([[1.0, -2.0, 0.5], [-1.5, 3.0, 0.25]]), torch.tensor([[2.0, 1.0, -1.0], [0.5, -0.5, 4.0]])
 LARGER = (torch.randn(5, 3), torch.randn(5, 3))
 
 

@@ -129,7 +129,7 @@ FXQ: list[nn.Module] = [
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
-    hidden = ("_modules", "_parameters", "_buffers", "_flat_weights", "_flat_weight_refs", "_run", "_derived")
+    hidden = ("_modules", "_parameters", "_buffers", "_flat_weights", "_flat_weight_refs", "_derived")
     return {k: v for k, v in vars(module).items() if k not in hidden}
 
 

@@ -16,8 +16,9 @@ from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.names import DROPOUT_FUNCTIONS, function_name, redefined
 from fxq.ir.ops import CONV_TRANSPOSES, CONVS, DROPOUTS, STATEFUL_MODULES, Kind
 from fxq.ir.shapes import recorded_value
+from fxq.nn import windows as fxq_windows
 from fxq.structure.analysis import Analysis, Value
-from fxq.structure.rules import elementwise, layers, moves, products, recurrent
+from fxq.structure.rules import elementwise, layers, moves, products, recurrent, windows
 
 Rule = Callable[[Analysis, OpCall], Value]
 
@@ -87,6 +88,11 @@ OTHERS: Final[Mapping[Kind, Rule]] = {
     F.glu: elementwise.gated,
     nn.GLU: elementwise.gated,
     nn.LocalResponseNorm: elementwise.along_channels,
+    fxq_windows.pad_to_multiple: windows.padded,
+    fxq_windows.window_partition: windows.partitioned,
+    fxq_windows.window_reverse: windows.reversed_windows,
+    fxq_windows.window_bias: windows.biased,
+    fxq_windows.relative_position_bias: windows.looked_up,
     F.normalize: elementwise.along_channels,
 }  # fmt: skip
 
