@@ -33,11 +33,9 @@ def factors_of(reader: Reader, scale: Tensor) -> Tensor:
     return scale.repeat_interleave(reader.repeat)
 
 
-def weight_ranges(reader: Reader) -> Tensor:
-    """The largest absolute weight that reads each channel of the value, float64 of shape (channels,)."""
-    assert reader.call.module is not None
-    largest = input_rows(reader.call.module).abs().amax(1)
-    return largest.reshape(-1, reader.repeat).amax(1)
+def weight_ranges(layer: nn.Module, repeat: int = 1) -> Tensor:
+    """The largest absolute weight that reads each channel, which the layer has ``repeat`` times in a row, float64."""
+    return input_rows(layer).abs().amax(1).reshape(-1, repeat).amax(1)
 
 
 def _with_bias_as_before(layer: nn.Module, scaled: nn.Module) -> nn.Module:

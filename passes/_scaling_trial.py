@@ -16,7 +16,7 @@ from fxq.ir.shapes import Recorder
 from fxq.nn import dequantize, output_rows, quantize, quantize_layer
 from fxq.passes._batch_run import Args
 from fxq.passes._channel_readers import Readers, channel_axis_in
-from fxq.passes._channel_scaling import factors_of, scale_inputs, scale_outputs
+from fxq.passes._channel_scaling import factors_of, scale_inputs, scale_outputs, weight_ranges
 from fxq.passes._layers import LAYERS
 from fxq.passes._side_by_side import without_epilogue
 from fxq.passes._tally import mean_db
@@ -44,6 +44,12 @@ class Scaling:
     def node(self) -> fx.Node:
         """The node of the value."""
         return self.producer.node
+
+    def weight_ranges(self) -> Tensor:
+        """The largest absolute weight that reads each channel, in any of the layers, float64."""
+        return torch.stack([weight_ranges(cast(nn.Module, r.call.module), r.repeat) for r in self.readers.layers]).amax(
+            0
+        )
 
     def apply(self, scale: Tensor, rw: Rewriter, rule: str) -> None:
         """Divide the channels of the value by ``scale`` and multiply the weights that read them."""
@@ -94,13 +100,12 @@ class Trial:
         return torch.stack([channel_ranges(v, self._scaling.axis) for v in self._values]).amax(0)
 
     def best(self, candidates: Sequence[Tensor], input_scale: Tensor | None = None) -> Best:
-        """Try scales; one counts only if no reader loses more than a hundredth of a decibel by it."""
+        """Try scales and return the best of those that make things better, see :func:`is_better`."""
         before = self.sqnr_db(torch.ones_like(self.largest), input_scale)
         tried = [(scale, self.sqnr_db(scale, input_scale)) for scale in candidates]
-        sound = [t for t in tried if all(a >= b - _LOSS for b, a in zip(before, t[1], strict=True))]
+        sound = [t for t in tried if is_better(before, t[1])]
         scale, after = max(sound or tried, key=lambda t: mean_db(t[1]))
-        gains = bool(sound) and mean_db(after) > mean_db(before) + _GAIN
-        return Best(scale if gains else None, before, after)
+        return Best(scale if sound else None, before, after)
 
     def sqnr_db(
         self, scale: Tensor, input_scale: Tensor | None = None, output_scales: Sequence[Tensor | None] = ()
@@ -170,6 +175,12 @@ class Trial:
             run.env[node] = fx.Interpreter.run_node(run, node)
         layers = self._scaling.readers.layers
         return [cast(Tensor, module(run.env[r.call.nodes[0]])) for r, module in zip(layers, readers, strict=True)]
+
+
+def is_better(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether readers gain on average by a scale, and none loses more than a hundredth of a decibel."""
+    no_loss = all(a >= b - _LOSS for b, a in zip(before, after, strict=True))
+    return no_loss and mean_db(after) > mean_db(before) + _GAIN
 
 
 def channel_ranges(value: Tensor, axis: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-import torch
 from torch import Tensor, fx
 
 from fxq.errors import InputError
@@ -17,11 +16,10 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import arguments_at
 from fxq.passes._channel_readers import Readers, channel_readers
-from fxq.passes._channel_scaling import factors_of, weight_ranges
 from fxq.passes._layers import LAYERS, called_again, describe_producer, epilogue_of, unusual_arguments
 from fxq.passes._observed import first_batches
+from fxq.passes._scaling_search import search_scales
 from fxq.passes._scaling_trial import Scaling, Trial
-from fxq.passes._tally import Tally, mean_db, no_better
 from fxq.progress import track
 from fxq.quant.corrections.balancing import balancing_scale
 from fxq.quant.recipe import Recipe
@@ -74,27 +72,14 @@ class SmoothQuant(Pass):
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         batches = first_batches(rw.gm, context, self.name, _BATCHES)
         scalings = {s.node: s for s in _scalings(rw)}
-        choices = self.recipe.choices(rw.gm)
-        tally = Tally()
-        found: dict[fx.Node, Tensor] = {}
-        inputs: dict[fx.Node, Tensor] = {}
-        visits = arguments_at(rw.gm, batches, scalings)
-        for node, args in track(visits, "smoothing", total=len(scalings), progress=context.progress):
-            trial = Trial(scalings[node], args, rw, choices)
-            best = trial.best(self._candidates(scalings[node], trial.largest), inputs.get(node))
-            if best.scale is None:
-                rw.refuse("smooth", node, no_better(mean_db(best.before), mean_db(best.after)))
-                continue
-            tally.add(mean_db(best.before), mean_db(best.after))
-            found[node] = best.scale
-            inputs |= {r.call.node: factors_of(r, best.scale) for r in scalings[node].readers.layers}
-        for node, scale in found.items():
-            scalings[node].apply(scale, rw, "smooth")
-        context.note(f"{tally}; {len(batches)} batches")
+        visits = track(arguments_at(rw.gm, batches, scalings), "smoothing", total=len(scalings),
+                       progress=context.progress)  # fmt: skip
+        done = search_scales(rw, "smooth", scalings, visits, self.recipe.choices(rw.gm), self._candidates)
+        context.note(f"{done}; {len(batches)} batches")
 
-    def _candidates(self, scaling: Scaling, largest: Tensor) -> list[Tensor]:
-        weights = torch.stack([weight_ranges(r) for r in scaling.readers.layers]).amax(0)
-        return [balancing_scale(largest, weights, a) for a in (_ALPHAS if self.alpha is None else (self.alpha,))]
+    def _candidates(self, scaling: Scaling, trial: Trial) -> list[Tensor]:
+        alphas = _ALPHAS if self.alpha is None else (self.alpha,)
+        return [balancing_scale(trial.largest, scaling.weight_ranges(), alpha) for alpha in alphas]
 
 
 def _scalings(rw: Rewriter) -> list[Scaling]:

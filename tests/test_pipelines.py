@@ -24,5 +24,6 @@ def test_corrections_of_layers_follow_calibration(corrections: tuple[str, ...], 
 
 
 def test_corrections_of_ranges_come_before_calibration() -> None:
-    names = int8_pipeline(Recipe(corrections=("smooth",))).names()
-    assert names[names.index("insert_observers") - 1] == "smooth_quant"
+    names = int8_pipeline(Recipe(corrections=("smooth", "equalise"))).names()
+    end = names.index("insert_observers")
+    assert names[end - 2 : end] == ["equalise_layers", "smooth_quant"]

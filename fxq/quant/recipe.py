@@ -31,7 +31,8 @@ class Recipe:
         overrides: other options for some layers, see :class:`fxq.Override`; a later one wins.
         corrections: what mends the errors of rounding, by name, in any order: ``"bias"`` (each layer's mean error, from
             the errors of its weights) or ``"bias_accurate"`` (layer by layer, on quantised inputs), which takes the
-            place of ``"bias"``; ``"smooth"`` (SmoothQuant: the range of outlier channels moves into linear layers).
+            place of ``"bias"``; ``"smooth"`` (SmoothQuant: the range of outlier channels moves into linear layers);
+            ``"equalise"`` (cross-layer equalisation: the same between layers with ReLU between them).
 
     Raises:
         InputError: an option is unknown (the nearest names are suggested), or a number is out of range.
@@ -78,7 +79,7 @@ class Recipe:
 
 _NAMES = ("float", "int8", "dynamic", "weight8", "weight4")
 
-CORRECTIONS: Final = ("bias", "bias_accurate", "smooth")
+CORRECTIONS: Final = ("bias", "bias_accurate", "smooth", "equalise")
 
 
 def _checked_corrections(given: object) -> tuple[str, ...]:

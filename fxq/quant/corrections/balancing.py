@@ -8,6 +8,9 @@ from torch import Tensor
 #: How far apart the factors of two channels may lie: their weights stay far from float32's limits.
 _SPREAD = 2.0**20
 
+#: How much further than what was seen a value may go before a ceiling clips it.
+_MARGIN = 1.25
+
 
 def balancing_scale(front: Tensor, behind: Tensor, share: float) -> Tensor:
     """Return ``s_j = front_j^share / behind_j^(1 - share)``, by which channel j in front is divided.
@@ -32,3 +35,23 @@ def balancing_scale(front: Tensor, behind: Tensor, share: float) -> Tensor:
     mean = logs[usable].mean() if bool(usable.any()) else logs.new_zeros(())
     scale = (logs - mean).exp().clamp(_SPREAD**-0.5, _SPREAD**0.5)
     return torch.where(usable, scale, 1.0)
+
+
+def below_ceiling(scale: Tensor, largest: Tensor, ceiling: float) -> Tensor:
+    """Return ``scale`` as far as no value is clipped at ``ceiling``, behind the scale, that was not clipped before it.
+
+    A channel that reaches the ceiling keeps a scale of 1. Of the others ``largest / scale`` stays at 4/5 of the ceiling
+    at the most: values a quarter beyond those seen pass, too.
+
+    Args:
+        scale: float64 of shape (channels,); a common factor of all has no meaning.
+        largest: the largest value seen in each channel, float64, at most the ceiling.
+        ceiling: above it the activation is constant.
+    """
+    reached = largest >= ceiling * (1.0 - 1e-6)
+    lowest = largest * (_MARGIN / ceiling)
+    if bool(reached.any()):
+        scale = scale / scale[reached].log().mean().exp()
+    else:
+        scale = scale * (lowest / scale).amax().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(reached, 1.0, torch.maximum(scale, lowest))
