@@ -17,13 +17,19 @@ from setuptools.command.build_ext import build_ext
 SOURCES = Path("fxq/engine/csrc")
 #: Compiled once.
 COMMON = (
-    "arena", "check_common", "check_conv", "check_load_store", "halo", "isa", "kernels", "program", "run", "validate",
+    "arena", "check_common", "check_conv", "check_load_store", "check_pointwise", "check_spatial", "halo", "isa",
+    "kernels", "program", "run", "validate",
 )  # fmt: skip
 #: Compiled for each instruction set of the row.
 VECTOR = ("portable", "avx2", "avx512vnni")
 KERNELS = {
     "conv": ("portable",),
     "load_store": VECTOR,
+    "unary": VECTOR,
+    "binary": VECTOR,
+    "moves": VECTOR,
+    "pool": VECTOR,
+    "resize": VECTOR,
 }
 FLAGS = ("-std=c++17", "-O3", "-g0", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread",
          "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized")  # fmt: skip

@@ -10,6 +10,16 @@ const char* check_load(const Operation& op);
 const char* check_store(const Operation& op);
 const char* check_conv(const Operation& op);
 const char* check_depthwise(const Operation& op);
+const char* check_lookup(const Operation& op);
+const char* check_copy(const Operation& op);
+const char* check_binary(const Operation& op);  // add, multiply
+const char* check_add_real(const Operation& op);
+const char* check_unary(const Operation& op);
+const char* check_quantise(const Operation& op);
+const char* check_dequantise(const Operation& op);
+const char* check_max_pool(const Operation& op);
+const char* check_average_pool(const Operation& op);
+const char* check_resize(const Operation& op);
 
 // What several checks need.
 inline bool between(int64_t value, int64_t low, int64_t high) { return value >= low && value <= high; }
@@ -18,6 +28,8 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
     return a.height == b.height && a.width == b.width && a.channels == b.channels;
 }
 
+// Channels that lie side by side.
+const char* check_dense(const Tensor& tensor);
 // ints 10, 11, 12 of a u8 result: output zero point, lowest, highest.
 const char* check_limits(const Operation& op);
 // int 9: a known function.

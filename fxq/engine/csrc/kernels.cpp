@@ -13,6 +13,12 @@ namespace fxq {
 #define FXQ_KERNELS(ns)                                               \
     namespace ns {                                                    \
     extern const Kernel load_kernel, store_kernel;                    \
+    extern const Kernel lookup_kernel, copy_kernel;                   \
+    extern const Kernel add_kernel, mul_kernel;                       \
+    extern const Kernel max_pool_kernel, average_pool_kernel;         \
+    extern const Kernel resize_kernel;                                \
+    extern const Kernel quantise_kernel, dequantise_kernel;           \
+    extern const Kernel unary_kernel;                                 \
     }
 namespace portable {
 extern const Kernel conv_kernel;
@@ -38,6 +44,17 @@ const Family FAMILIES[] = {
     {FXQ_STORE, "store", check_store, FXQ_VECTOR(store_kernel)},
     {FXQ_CONV, "convolution", check_conv, {&portable::conv_kernel, nullptr, nullptr, nullptr, nullptr}},
     {FXQ_DEPTHWISE, "depthwise", check_depthwise, {&portable::conv_kernel, nullptr, nullptr, nullptr, nullptr}},
+    {FXQ_LOOKUP, "lookup", check_lookup, FXQ_VECTOR(lookup_kernel)},
+    {FXQ_COPY, "copy", check_copy, FXQ_VECTOR(copy_kernel)},
+    {FXQ_ADD, "add", check_binary, FXQ_VECTOR(add_kernel)},
+    {FXQ_MUL, "multiply", check_binary, FXQ_VECTOR(mul_kernel)},
+    {FXQ_MAX_POOL, "max pool", check_max_pool, FXQ_VECTOR(max_pool_kernel)},
+    {FXQ_AVG_POOL, "average pool", check_average_pool, FXQ_VECTOR(average_pool_kernel)},
+    {FXQ_RESIZE, "resize", check_resize, FXQ_VECTOR(resize_kernel)},
+    {FXQ_QUANTISE, "quantise", check_quantise, FXQ_VECTOR(quantise_kernel)},
+    {FXQ_DEQUANTISE, "dequantise", check_dequantise, FXQ_VECTOR(dequantise_kernel)},
+    {FXQ_ADD_F32, "add float32", check_add_real, FXQ_VECTOR(add_kernel)},
+    {FXQ_UNARY_F32, "activation of float32", check_unary, FXQ_VECTOR(unary_kernel)},
 };
 
 }  // namespace
