@@ -11,6 +11,7 @@ from torch import Tensor
 #: Bins on each side of zero.
 BINS = 2048
 _LOWEST = -120  # 2**-120: below it a bin's width would leave float32's normal range
+_LARGEST = 100
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,23 @@ class Histogram:
         """The width of a bin; 0 where only zeros were seen."""
         return 0.0 if self.exponent is None else math.ldexp(1.0, self.exponent) / BINS
 
-    def add(self, x: Tensor) -> Histogram:
-        """Return the histogram of these values and of ``x``, floating point and finite, of any shape."""
+    def add(self, x: Tensor, weight: int = 1) -> Histogram:
+        """Return the histogram of these values and of ``x``, floating point and finite, of any shape.
+
+        Args:
+            weight: how many times each value counts.
+        """
         if not x.numel():
             return self
         x = x.detach().to(torch.float32).flatten()
         low, high = (float(v) for v in torch.aminmax(x))
         grown = self._holding(max(-low, high))
-        return grown._counted(x, low, high)
+        return grown._counted(x, low, high, weight)
+
+    def widened(self, low: float, high: float) -> Histogram:
+        """Return the same counts with extremes of at least these: of values that were seen and not counted."""
+        grown = self._holding(max(-low, high, 0.0))
+        return replace(grown, minimum=min(self.minimum, low), maximum=max(self.maximum, high))
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the histogram of the values of both."""
@@ -95,31 +105,36 @@ class Histogram:
             exponent=exponent,
         )  # fmt: skip
 
-    def _counted(self, x: Tensor, low: float, high: float) -> Histogram:
+    def _counted(self, x: Tensor, low: float, high: float, weight: int) -> Histogram:
         zeros = x.numel() - int(torch.count_nonzero(x))
         positive, negative = self.positive, self.negative
-        if high > 0.0:
-            # zeros, and no negative values, fall into the first bin
-            found = self._side(x)
-            found[0] -= zeros
-            positive = positive + found
-        if low < 0.0:
-            found = self._side(x.neg())
-            found[0] -= zeros
-            negative = found if not len(negative) else negative + found
+        if low < 0.0 or high > 0.0:
+            counts = self._bin_counts(x, both=low < 0.0)
+            counts[0] -= zeros  # they fell into the first bin
+            if weight != 1:
+                counts *= weight
+            positive = positive + counts[:BINS]
+            if low < 0.0:
+                negative = counts[BINS:] if not len(negative) else negative + counts[BINS:]
         return replace(
-            self, positive=positive, negative=negative, zeros=self.zeros + zeros,
+            self, positive=positive, negative=negative, zeros=self.zeros + zeros * weight,
             minimum=min(self.minimum, low), maximum=max(self.maximum, high),
         )  # fmt: skip
 
-    def _side(self, x: Tensor) -> Tensor:
+    def _bin_counts(self, x: Tensor, both: bool) -> Tensor:
+        """Counts of the positive bins, and behind them of the negative ones where ``both`` are wanted."""
         assert self.exponent is not None
-        # a scaled copy: the range itself may be wider than float32 holds, or narrower
-        unit = torch.ldexp(x, torch.tensor(-self.exponent))
-        counts = torch.zeros(BINS, dtype=torch.int64)
-        for part in torch.split(unit, 1 << 23):  # histc counts in float32, which holds integers up to 2**24
-            counts += torch.histc(part, BINS, 0.0, 1.0).to(torch.int64)
-        return counts
+        index = _times_power_of_two(x.abs(), BINS.bit_length() - 1 - self.exponent).to(torch.int32)
+        if both:
+            index += (x < 0.0).to(torch.int32).mul_(BINS)
+        return torch.bincount(index, minlength=2 * BINS if both else BINS).cpu()
+
+
+def _times_power_of_two(x: Tensor, exponent: int) -> Tensor:
+    """``x * 2**exponent`` in place, without rounding; the power itself may lie beyond float32."""
+    while exponent > _LARGEST:
+        x, exponent = x.mul_(2.0**_LARGEST), exponent - _LARGEST
+    return x.mul_(2.0**exponent)
 
 
 def _merge_bins(counts: Tensor, times: int) -> Tensor:

@@ -11,6 +11,7 @@ from fxq.errors import CalibrationError, InputError
 from fxq.quant.calibrators import check_calibrator, check_percentile, range_of
 from fxq.quant.histogram import Histogram
 from fxq.quant.qparams import QParams
+from fxq.quant.sampling import sample
 
 
 class Observer(nn.Module):
@@ -35,12 +36,14 @@ class Observer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` (any shape, floating point), having observed it while active."""
         if self.active and x.numel():
-            lo, hi = self._range(x.detach())
-            if not bool(torch.isfinite(lo).all() and torch.isfinite(hi).all()):
-                raise CalibrationError("a value is NaN or infinite", where=self.label,
-                                       fix="clean the data, or look for the layer that overflows")  # fmt: skip
-            self._update(lo, hi)
+            self._see(*self._range(x.detach()))
         return x
+
+    def _see(self, lo: Tensor, hi: Tensor) -> None:
+        if not bool(torch.isfinite(lo).all() and torch.isfinite(hi).all()):
+            raise CalibrationError("a value is NaN or infinite", where=self.label,
+                                   fix="clean the data, or look for the layer that overflows")  # fmt: skip
+        self._update(lo, hi)
 
     @property
     def seen(self) -> bool:
@@ -106,7 +109,9 @@ def check_momentum(momentum: float) -> float:
 
 
 class HistogramObserver(Observer):
-    """A histogram of all values seen, from which every calibrator takes its range.
+    """A histogram of the values seen, from which every calibrator takes its range.
+
+    Of large tensors a part is counted, see :func:`fxq.quant.sampling.sample`; their extremes and ends are exact.
 
     Args:
         calibrator: the one that ``qparams`` uses by default, see :func:`fxq.quant.calibrators.range_of`.
@@ -122,8 +127,10 @@ class HistogramObserver(Observer):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` (any shape, floating point), having counted it while active."""
         if self.active and x.numel():
-            super().forward(x)
-            self.histogram = self.histogram.add(x)
+            part = sample(x)
+            self._see(*x.new_tensor([[part.low], [part.high]], dtype=torch.float32))
+            counted = self.histogram.add(part.values, part.weight).add(part.ends)
+            self.histogram = counted.widened(part.low, part.high)
         return x
 
     def qparams(self, calibrator: str | None = None) -> QParams:
