@@ -9,12 +9,13 @@ from torch import nn
 
 from fxq.errors import CalibrationError
 from fxq.ir.identify import OpCall
-from fxq.ir.ops import DROPOUTS
+from fxq.ir.ops import DROPOUTS, SPECS
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import dequantize, quantize, quantize_layer
+from fxq.nn.dropping_attention import DroppingAttention
 from fxq.nn.fake_quantisers import FakeQuantise
 from fxq.nn.stochastic_depth import StochasticDepth
 from fxq.nn.trainable import TrainableLayer, TrainableNorm
@@ -48,6 +49,8 @@ class ConvertFakeQuant(Pass):
             elif isinstance(module, FakeQuantise):
                 self._make_explicit(call, module, rw)
                 values += 1
+            elif isinstance(module, DroppingAttention):
+                _plain_attention(call, module, rw)
             elif module is not None and (call.kind in DROPOUTS or isinstance(module, StochasticDepth)):
                 with rw.rule("dropout", call.node):
                     rw.replace(call.node, call.nodes[0])
@@ -73,6 +76,13 @@ class ConvertFakeQuant(Pass):
             real = rw.call_function(dequantize, (codes, *literals), before=call.node, like=value,
                                     name=f"{value.name}_dequantize")  # fmt: skip
             rw.replace(call.node, real)
+
+
+def _plain_attention(call: OpCall, module: DroppingAttention, rw: Rewriter) -> None:
+    spec = SPECS["attention"]
+    attrs = {"is_causal": module.is_causal, "scale": module.scale, "enable_gqa": module.enable_gqa}
+    with rw.rule("dropout", call.node):
+        rw.update(call.node, op="call_function", target=spec.function, kwargs=spec.normalise(attrs))
 
 
 def _check_seen(rw: Rewriter) -> None:

@@ -67,7 +67,9 @@ class FakeQuantise(Observer):
         """
         if self.active and self.training and x.numel() and not recomputing():
             self._observe(x.detach(), site)
-        return self._fake(x) if self.quantising and self.seen else self._pass_on(x)
+        if not self.quantising or not self.seen:
+            return self._pass_on(x)
+        return self._fake(x) if self.training or torch.is_grad_enabled() else note_codes(self._fake(x), self.qparams())
 
     def qparams(self) -> QParams:
         """Return scale and zero point as they stand.
@@ -167,7 +169,7 @@ class LearnedFakeQuantise(FakeQuantise):
         check_learned(self.step, self.label)
         check_learned(self.offset, self.label)
         scale = in_units(project(self.step), self.unit)
-        return scale, in_units(self.offset, self.unit * _CODES) * self.two_sided
+        return scale, in_units(self.offset, self.unit * _CODES) * self.two_sided.clone()
 
     def qparams(self) -> QParams:
         """Return the learned scale and zero point.
@@ -178,7 +180,7 @@ class LearnedFakeQuantise(FakeQuantise):
         """
         if not self.seen:
             return super().qparams()
-        scale, lower = self.learned()
+        scale, lower = (v.detach() for v in self.learned())
         return QParams(float(scale), int(zero_point_of(lower, scale)))
 
     def _observe(self, x: Tensor, site: int) -> None:
@@ -205,8 +207,20 @@ class LearnedFakeQuantise(FakeQuantise):
     def extra_repr(self) -> str:
         if not self.seen:
             return "nothing seen"
-        scale, lower = float(self.step * self.unit), float(self.offset * self.unit * _CODES)
+        scale, lower = (float(v.detach() * self.unit) for v in (self.step, self.offset * _CODES))
         return f"scale={scale:.6g}, from {lower:.6g}, learned"
+
+
+def note_codes(x: Tensor, qparams: QParams) -> Tensor:
+    """Note on ``x`` which codes its values stand for, and return it; :func:`codes_of` reads the note."""
+    x.fxq_codes = qparams  # type: ignore[attr-defined]
+    return x
+
+
+def codes_of(x: Tensor) -> QParams | None:
+    """Return the note that :func:`note_codes` left on the very tensor ``x``; None where there is none."""
+    found = getattr(x, "fxq_codes", None)
+    return found if isinstance(found, QParams) else None
 
 
 def check_learned(parameter: Tensor, label: str) -> None:
@@ -245,7 +259,8 @@ def in_units(parameter: Tensor, unit: Tensor) -> Tensor:
 class _InUnits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, unit: Tensor) -> Tensor:
-        ctx.save_for_backward(unit)
+        # a copy, as buffers change in place before the backward: at the next site, or by DistributedDataParallel
+        ctx.save_for_backward(unit.clone())
         return parameter * unit
 
     @staticmethod

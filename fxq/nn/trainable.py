@@ -10,10 +10,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxq.nn.epilogue import Epilogue
+from fxq.nn.fake_quantisers import codes_of
 from fxq.nn.fused import fuse_layer
 from fxq.nn.geometry import ConvGeometry, swap_channels
+from fxq.nn.kernels import Quantisation, Weights, reference
+from fxq.nn.qdq import quantize
 from fxq.nn.recomputing import recomputing
 from fxq.nn.weight_fake_quantisers import WeightFakeQuantise
+from fxq.quant.qparams import quantize_weight
 
 _CONV: dict[tuple[int, bool], type[nn.Module]] = {
     (1, False): nn.Conv1d, (2, False): nn.Conv2d, (3, False): nn.Conv3d,
@@ -33,6 +37,9 @@ class TrainableLayer(nn.Module):
     scale is the running one, and its error against the batch's is taken out of the output). The running statistics
     are those of the quantised layer, errors of rounding included. With the fake quantisation switched off both are the
     layer and the batch norm one after the other.
+
+    In eval mode without gradients the product is that of the integer codes, as the ``reference`` kernels compute it,
+    bit for bit: a sum of products that float32 has rounded in another order may round to another code behind.
 
     Args:
         layer: a convolution, transposed convolution or linear layer; its parameters are shared.
@@ -70,8 +77,7 @@ class TrainableLayer(nn.Module):
         if self.norm is not None and self.norm.training and not self.frozen:
             y = normalise(self.norm, self._product(x, self._quantised_unfolded(), self.bias))
         else:
-            rows, bias = self.folded()
-            y = self._product(x, self._quantised(rows), bias)
+            y = self._folded_product(x, *self.folded())
         if self.dropout is not None:
             y = self.dropout(y)
         return self.epilogue.apply(y, residual)
@@ -147,6 +153,20 @@ class TrainableLayer(nn.Module):
             return self._quantised(rows)
         gain = _along(torch.where(self._gain() < 0, -size, size).to(rows.dtype), rows)
         return self._quantised(rows * gain) / gain
+
+    def _folded_product(self, x: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+        codes, quantiser = codes_of(x), self.quantiser
+        on_codes = codes is not None and quantiser is not None and quantiser.quantising
+        if codes is None or not on_codes or x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+            return self._product(x, self._quantised(rows), bias)
+        weight, scale = quantize_weight(rows, 0, self.weight_scales())
+        quantisation = Quantisation(codes, None)
+        q = quantize(x, codes.scale, codes.zero_point)
+        if self.geometry is None:
+            return reference.linear(quantisation, Weights(weight, scale, bias))(q, None)
+        groups = self._swapped_groups
+        weight = weight if groups is None else swap_channels(weight, groups)
+        return reference.conv(self.geometry, quantisation, Weights(weight, scale, bias), x.shape)(q, None)
 
     # -- the layer ---------------------------------------------------------------------------------------------
 

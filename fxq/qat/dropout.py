@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +15,7 @@ from fxq.ir.ops import DROPOUTS, STATELESS_MODULES
 from fxq.ir.provenance import node_info
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import keep_record
+from fxq.nn.dropping_attention import DroppingAttention
 from fxq.nn.epilogue import Epilogue
 from fxq.nn.fake_quantisers import FakeQuantise
 from fxq.nn.fused import FUSED_LAYERS
@@ -55,7 +57,7 @@ def take_out(gm: fx.GraphModule) -> tuple[fx.GraphModule, list[Dropped]]:
         for earlier in found:  # a dropout behind a dropout
             if node_info(node).id in earlier.users:
                 earlier.users |= users
-        found.append(Dropped(module, node_info(node).module_path or node.name, node_info(source).id, users))
+        found.append(Dropped(module, node_info(node).module_path or node.name, _producer(source, rw), users))
         with rw.rule("dropout", node):
             rw.replace(node, source)
     return rw.finish(), found
@@ -71,7 +73,7 @@ def put_back(gm: fx.GraphModule, dropped: list[Dropped], note: Callable[[str], N
     for one in dropped:
         places = _Places(rw)
         node = places.standing_for(one.producer)
-        if node is None or not (_inside(one, node, rw) or _behind(one, node, places, rw)):
+        if node is None or not any(put(one, node, places, rw) for put in (_as_attention, _inside, _behind)):
             note(f"the dropout `{one.path}` is not active in training: its place was rewritten")
     return rw.finish()
 
@@ -110,7 +112,26 @@ def _module(call: OpCall) -> nn.Module | None:
     return StochasticDepth(given["p"], given["mode"]).eval() if given.get("training") is False else None
 
 
-def _inside(one: Dropped, node: fx.Node, rw: Rewriter) -> bool:
+def _producer(source: fx.Node, rw: Rewriter) -> int:
+    """The id of the node whose value is dropped; of an attention module's results, that of the module's call."""
+    if source.target is operator.getitem and source.args[1] == 0:
+        module = rw.module_of(source.all_input_nodes[0])
+        source = source.all_input_nodes[0] if isinstance(module, nn.MultiheadAttention) else source
+    return node_info(source).id
+
+
+def _as_attention(one: Dropped, node: fx.Node, places: _Places, rw: Rewriter) -> bool:
+    """Let attention drop weights itself."""
+    if not isinstance(one.module, DroppingAttention):
+        return False
+    with rw.rule("dropping_attention", node):
+        path = rw.free_path(one.path)
+        rw.add_module(path, one.module)
+        rw.update(node, op="call_module", target=path, args=node.args, kwargs={})
+    return True
+
+
+def _inside(one: Dropped, node: fx.Node, places: _Places, rw: Rewriter) -> bool:
     """Put the dropout between a layer and its epilogue; False where it does not belong there."""
     layer = rw.module_of(node)
     epilogue = getattr(layer, "epilogue", None)

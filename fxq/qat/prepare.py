@@ -17,6 +17,7 @@ from fxq.passes.fold_batch_norm_behind import FoldBatchNormBehind
 from fxq.passes.insert_fake_quantisers import SCALES, InsertFakeQuantisers
 from fxq.passes.insert_observers import InsertObservers
 from fxq.pipelines import float_pipeline
+from fxq.qat.attention import attentions, written_out
 from fxq.qat.dropout import put_back, take_out
 from fxq.qat.switches import is_prepared
 from fxq.quant.calibration import Calibration
@@ -52,8 +53,8 @@ def prepare_qat(
     The loop may use autocast, ``torch.utils.checkpoint`` (what it computes a second time is not observed a second
     time; the second run uses the ranges as they are by then) and DistributedDataParallel (ranges are buffers, which it
     takes from the first process). State dicts hold weights, ranges and switches, and load into a model that was
-    prepared alike. Dropout is active in training mode, except inside attention modules that are written out (the
-    report names them). Code that asks for ``self.training`` is captured as in eval mode.
+    prepared alike. Dropout is active in training mode; the report names one that is not. Code that asks for
+    ``self.training`` is captured as in eval mode.
 
     Args:
         model: a float module in either mode; it and everything that it holds stay as they are.
@@ -92,7 +93,9 @@ def prepare_qat(
     spelling, before, behind = _float_passes()
     gm = run(spelling)
     gm, dropped = take_out(gm)
+    attended = attentions(gm)
     gm = run(before)
+    dropped += written_out(gm, attended, dropped)
     originals = _modules(gm)
     gm = run([*behind, InsertObservers(chosen), *([] if data is None else [Calibrate()])])
     gm = run([InsertFakeQuantisers(chosen, scales, originals)])
