@@ -117,7 +117,7 @@ class InsertFakeQuantisers(Pass):
     def _weight_quantiser(self, layer: TrainableLayer, options: Options, label: str) -> WeightFakeQuantise:
         if self.scales == "observed":
             return WeightFakeQuantise(options, label)
-        return LearnedWeightFakeQuantise(options, layer.folded()[0], layer.gain_size(), label)
+        return LearnedWeightFakeQuantise(options, layer.rows(), layer.gain_size(), label)
 
     def _exchange_observer(self, path: str, sites: list[fx.Node], momentum: float, rw: Rewriter) -> None:
         observer = rw.module_of(sites[0])

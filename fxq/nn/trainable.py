@@ -107,7 +107,7 @@ class TrainableLayer(nn.Module):
 
     def weight_scales(self) -> Tensor | None:
         """Return the scales of the folded weight, float32; None where the layer stays in float."""
-        return None if self.quantiser is None else self.quantiser.scales(self.folded()[0], self._gain_size())
+        return None if self.quantiser is None else self.quantiser.scales(self.folded()[0], self.gain_size())
 
     @torch.no_grad()
     def to_float(self) -> nn.Module:
@@ -123,17 +123,12 @@ class TrainableLayer(nn.Module):
 
     def gain_size(self) -> Tensor | None:
         """What folding multiplies each output channel by, without its sign and never zero; float32, detached."""
-        return self._gain_size()
+        return None if self.norm is None else self._gain().detach().abs().clamp_min(_LEAST_GAIN).float()
 
     def _gain(self) -> Tensor:
         assert self.norm is not None
         gain = 1.0 / torch.sqrt(self._statistic("running_var") + self.norm.eps)
         return gain if self.norm.weight is None else gain * self.norm.weight.double()
-
-    def _gain_size(self) -> Tensor | None:
-        if self.norm is None:
-            return None
-        return self._gain().detach().abs().clamp_min(_LEAST_GAIN).float()
 
     def _statistic(self, name: str) -> Tensor:
         found = getattr(self.norm, name)
@@ -144,11 +139,11 @@ class TrainableLayer(nn.Module):
         quantiser = self.quantiser
         if quantiser is None:
             return rows
-        return quantiser(rows, self._gain_size()) if quantiser.quantising else quantiser.pass_on(rows)
+        return quantiser(rows, self.gain_size()) if quantiser.quantising else quantiser.pass_on(rows)
 
     def _quantised_unfolded(self) -> Tensor:
         """The weight, quantised as it is when folded, and unfolded again."""
-        rows, size = self.rows(), self._gain_size()
+        rows, size = self.rows(), self.gain_size()
         if self.quantiser is None or not self.quantiser.quantising or size is None:
             return self._quantised(rows)
         gain = _along(torch.where(self._gain() < 0, -size, size).to(rows.dtype), rows)

@@ -64,8 +64,8 @@ class LearnedWeightFakeQuantise(WeightFakeQuantise):
     the weight before a batch norm is folded into it, so that they need not follow the statistics.
 
     Args:
-        rows: the weight that the scales start from, output channels first, the batch norm folded into it.
-        gain: what folding multiplied it by.
+        rows: the weight that the scales start from, output channels first, no batch norm folded into it.
+        gain: what folding multiplies it by, without the sign and nowhere zero; None for 1.
 
     Attributes:
         step: the scales in units, a parameter of shape (output channels,) or (1,).
@@ -75,7 +75,8 @@ class LearnedWeightFakeQuantise(WeightFakeQuantise):
 
     def __init__(self, options: Options, rows: Tensor, gain: Tensor | None = None, label: str = "") -> None:
         super().__init__(options, label)
-        scale = options.weight_scale(rows.detach().flatten(1))
+        rows = rows.detach().flatten(1)
+        scale = options.weight_scale(rows if gain is None else rows * gain.unsqueeze(1))
         if gain is not None and scale.shape == gain.shape:
             scale = scale / gain
         self.register_buffer("unit", power_of_two(scale))
