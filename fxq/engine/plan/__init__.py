@@ -1,0 +1,1 @@
+"""Plans: what the engine runs, as data, and how they are built."""

@@ -1,0 +1,39 @@
+"""Let the native engine run the parts of an int8 graph that it can."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fxq.engine.form import Former
+from fxq.ir.rewriter import Rewriter
+from fxq.ir.stage import Stage
+from fxq.manager.base import Numerics, Pass
+from fxq.manager.context import PassContext
+
+
+@dataclass(frozen=True)
+class FormSegments(Pass):
+    """Exchange each of the largest convex parts that the engine can run for one module, ``fxq.engine.Segment``.
+
+    Before: ``Quantize -> QConv2d -> QAdd -> ... -> QLinear``, a Python call each. After: one call, for which the engine
+    plans memory and order once for every input size. A part is convex where no path leaves it and comes back. What the
+    engine cannot run stays as it is, and the report says why; so does a part that computes nothing worth a call.
+    """
+
+    name: ClassVar[str] = "form_segments"
+    consumes: ClassVar[tuple[Stage, ...]] = (Stage.INT8,)
+    produces: ClassVar[Stage | None] = Stage.INT8
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+
+    def rewrite(self, rw: Rewriter, context: PassContext) -> None:
+        former = Former(rw)
+        for node, reason in former.refused():
+            rw.refuse("segment", node, reason)
+        for part in former.parts():
+            trivial = former.why_trivial(part)
+            if trivial is not None:
+                rw.refuse("segment", part[0], trivial)
+                continue
+            with rw.rule("segment", *part):
+                former.form(part)
