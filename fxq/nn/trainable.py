@@ -231,8 +231,10 @@ class TrainableNorm(nn.Module):
 
 def normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
     """Apply a batch norm in training mode; where a checkpoint recomputes, without counting the batch again."""
-    if recomputing() and isinstance(norm, _PLAIN_NORMS):
-        return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+    if recomputing() and isinstance(norm, _PLAIN_NORMS) and norm.running_mean is not None:
+        # copies, so that as many tensors are saved for the backward as the first time, which checkpoint checks
+        mean, var = norm.running_mean.clone(), None if norm.running_var is None else norm.running_var.clone()
+        return F.batch_norm(x, mean, var, norm.weight, norm.bias, True, 0.0, norm.eps)
     out: Tensor = norm(x)
     return out
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import fx, nn
+from torch.nn.modules.dropout import _DropoutNd as _Dropout
 
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import DROPOUTS, STATELESS_MODULES
@@ -153,9 +154,11 @@ def _inside(one: Dropped, node: fx.Node, places: _Places, rw: Rewriter) -> bool:
 def _behind(one: Dropped, node: fx.Node, places: _Places, rw: Rewriter) -> bool:
     """Put the dropout behind ``node``, or behind its fake quantisers, for those that read its result."""
     readers: list[tuple[fx.Node, set[fx.Node]]] = []
-    fakes = [u for u in node.users if isinstance(rw.module_of(u), FakeQuantise)]
-    for value in (node, *fakes):
-        users = {u for u in value.users if u not in fakes and places.stands_for_one(u, one.users)}
+    values = [node]
+    for value in values:  # through fake quantisers, and dropouts that are back already
+        passing = [u for u in value.users if isinstance(rw.module_of(u), FakeQuantise | _Dropout | StochasticDepth)]
+        values += passing
+        users = {u for u in value.users if u not in passing and places.stands_for_one(u, one.users)}
         if users:
             readers.append((value, users))
     path = _path(one, rw) if readers else ""
