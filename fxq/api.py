@@ -44,8 +44,9 @@ def compile(
             calibration batch serves. Any batch size works with the result; other sizes wherever the model takes them.
         calibration: a DataLoader or any iterable of batches (a tensor, a tuple or list of arguments, a dict of
             keyword arguments; labels beside the input are left out), or a callable ``f(model)`` that runs the model.
-        recipe: ``"float"``, ``"int8"``, ``"dynamic"``, ``"weight8"``, ``"weight4"``, ``"auto"`` (int8 where
-            ``calibration`` is given, else float), or a ``Recipe``.
+        recipe: ``"float"``, ``"int8"``, ``"dynamic"``, ``"weight8"``, ``"weight4"``, ``"bf16"``, ``"fp16"``,
+            ``"mixed"``, ``"auto"`` (int8 where ``calibration`` is given, else dynamic int8 where that makes most of the
+            model faster, else float), or a ``Recipe``.
         target: ``"onednn"``, ``"reference"``, or ``"auto"``, the best that this machine runs.
         passes: passes to run instead of the recipe's, as a list or a manager.
         verify: check every pass's result (stage, shapes, output on the example inputs).
@@ -82,8 +83,9 @@ def compile(
     _note_trace(gm, report)
     if trained is not None:
         note_finish(report, calibrated=calibration is not None)
-    if chosen.name == "float" and calibration is None and passes is None:
-        report.note("nothing was quantised: calibration data would unlock recipe='int8'")
+    if chosen.name in ("float", "auto") and calibration is None and passes is None:
+        what = "nothing was quantised" if chosen.name == "float" else "no activation was quantised statically"
+        report.note(f"{what}: calibration data would unlock recipe='int8'")
     inputs = _runnable(gm, inputs, given=example_inputs is not None)
     context = PassContext(inputs, data, progress)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fxq.manager import Pass, PassManager
+from fxq.nn import BACKENDS
 from fxq.passes.calibrate import Calibrate
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.convert_qdq import ConvertQDQ
@@ -18,12 +19,14 @@ from fxq.passes.functionalise import Functionalise
 from fxq.passes.fuse_activation import FuseActivation
 from fxq.passes.fuse_residual import FuseResidual
 from fxq.passes.insert_observers import InsertObservers
+from fxq.passes.lower_half import LowerHalf
 from fxq.passes.lower_int8 import LowerInt8
 from fxq.passes.quantise_dynamically import QuantiseDynamically
 from fxq.passes.quantise_weights import QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations
 from fxq.passes.smooth_quant import SmoothQuant
 from fxq.quant.recipe import Recipe
+from fxq.targets.half_support import HALF_TYPES
 
 
 def float_pipeline(verify: bool = True) -> PassManager:
@@ -73,17 +76,41 @@ def weight_only_pipeline(bits: int, verify: bool = True) -> PassManager:
     return float_pipeline(verify).insert_before("fuse_residual", QuantiseWeights(bits))
 
 
-def dynamic_pipeline(target: str = "auto", verify: bool = True) -> PassManager:
-    """The float pipeline with int8 linear layers that quantise their inputs at run time."""
-    return float_pipeline(verify).insert_before("fuse_residual", QuantiseDynamically(backend=target))
+def dynamic_pipeline(target: str = "auto", verify: bool = True, only_if_faster: bool = False) -> PassManager:
+    """The float pipeline with int8 linear and recurrent layers that quantise their inputs at run time."""
+    backend = target if target in BACKENDS else "auto"
+    quantise = QuantiseDynamically(backend=backend, only_if_faster=only_if_faster)
+    return float_pipeline(verify).insert_before("fuse_residual", quantise)
+
+
+def half_pipeline(recipe: Recipe, verify: bool = True) -> PassManager:
+    """The float pipeline with large products in half precision: ``"bf16"`` or ``"fp16"``, the recipe's name."""
+    return float_pipeline(verify).insert_before("fuse_residual", LowerHalf(recipe.name, overrides=recipe.overrides))
+
+
+def mixed_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bool = True) -> PassManager:
+    """The int8 pipeline for layers with weights alone, then bf16 for what lies between them.
+
+    Convolutions and linear layers, with the residual and the activation fused into them: u8 inputs, s8 weights, as in
+    "int8"; their results are u8 where the next such layer reads them, also through reshapes and max pools, else
+    float32. Every other operation computes on real values. Those that are safe in half precision and read such
+    results alone, on their way to a layer's input, are in bf16; so are large products that int8 leaves. What is not
+    safe (softmax, norms, means, ...) and what would only be converted to bf16 and back is in float32. See
+    :class:`fxq.passes.LowerHalf`.
+    """
+    return int8_pipeline(recipe or Recipe("mixed"), target, verify).append(LowerHalf("bf16"))
 
 
 def pipeline(recipe: Recipe, target: str, verify: bool = True) -> PassManager:
     """Return the passes of ``recipe`` for ``target``."""
+    if recipe.name == "mixed":
+        return mixed_pipeline(recipe, target, verify)
     if recipe.quantises:
         return int8_pipeline(recipe, target, verify)
-    if recipe.name == "dynamic":
-        return dynamic_pipeline(target, verify)
+    if recipe.name in ("dynamic", "auto"):
+        return dynamic_pipeline(target, verify, only_if_faster=recipe.name == "auto")
+    if recipe.name in HALF_TYPES:
+        return half_pipeline(recipe, verify)
     if recipe.weight_bits is not None:
         return weight_only_pipeline(recipe.weight_bits, verify)
     return float_pipeline(verify)

@@ -26,6 +26,7 @@ from fxq.passes.fuse_activation import FuseActivation as FuseActivation
 from fxq.passes.fuse_residual import FuseResidual as FuseResidual
 from fxq.passes.insert_fake_quantisers import InsertFakeQuantisers as InsertFakeQuantisers
 from fxq.passes.insert_observers import InsertObservers as InsertObservers
+from fxq.passes.lower_half import LowerHalf as LowerHalf
 from fxq.passes.lower_int8 import LowerInt8 as LowerInt8
 from fxq.passes.prune import Prune as Prune
 from fxq.passes.prune_channels import PruneChannels as PruneChannels

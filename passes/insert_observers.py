@@ -9,7 +9,7 @@ from torch import fx
 
 from fxq.errors import PassError
 from fxq.ir.identify import OpCall
-from fxq.ir.ops import SPECS
+from fxq.ir.ops import MOVES, SPECS
 from fxq.ir.provenance import node_info
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
@@ -22,6 +22,7 @@ from fxq.quant.observers import Observer
 from fxq.quant.overrides import check_overrides
 from fxq.quant.recipe import Recipe
 from fxq.targets.placement import Placement, plan_placement
+from fxq.targets.suitability import is_weighted
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,15 @@ class InsertObservers(Pass):
 
     def _kept_in_float(self, rw: Rewriter) -> dict[fx.Node, str]:
         choices = self.recipe.choices(rw.gm)
-        reasons = {node: choices.why_float(node) for node in rw.nodes()}
+        reasons = {node: choices.why_float(node) or self._why_mixed(node, rw) for node in rw.nodes()}
         return {node: reason for node, reason in reasons.items() if reason is not None}
+
+    def _why_mixed(self, node: fx.Node, rw: Rewriter) -> str | None:
+        """With the recipe "mixed" only layers with weights compute in int8; codes may be moved between them."""
+        if self.recipe.name != "mixed" or not node.op.startswith("call_"):
+            return None
+        call = rw.identify(node)
+        return None if is_weighted(call) or call.kind in MOVES else "the recipe carries it in half precision"
 
     def _insert(self, plan: Placement, rw: Rewriter) -> None:
         choices = self.recipe.choices(rw.gm)

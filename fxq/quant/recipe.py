@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch import fx
@@ -18,9 +18,12 @@ class Recipe:
     """How a model is quantised.
 
     Attributes:
-        name: ``"float"`` (canonicalise, fold and fuse only), ``"int8"`` (static int8), ``"dynamic"`` (linear
-            layers with int8 weights, activations quantised at run time), ``"weight8"`` or ``"weight4"`` (linear layers
-            with int8 or int4 weights, activations in float).
+        name: ``"float"`` (canonicalise, fold and fuse only), ``"int8"`` (static int8), ``"dynamic"`` (linear and
+            recurrent layers with int8 weights, activations quantised at run time), ``"weight8"`` or ``"weight4"``
+            (linear layers with int8 or int4 weights, activations in float), ``"bf16"`` or ``"fp16"`` (large products in
+            half precision, float32 where it must stay), ``"mixed"`` (convolutions and linear layers in static int8, and
+            what lies between them in bf16 where that is safe), ``"auto"`` (dynamic int8 where that makes most of the
+            model faster, else float).
         activation: how the range of an activation is found: ``"minmax"``, ``"moving_average"`` (of each batch's range),
             or from a histogram: ``"percentile"``, ``"mse"`` (least squared error), ``"entropy"`` (TensorRT's), or
             ``"auto"``, the one with the least expected error for each tensor.
@@ -60,7 +63,7 @@ class Recipe:
     @property
     def quantises(self) -> bool:
         """Whether the recipe quantises activations, and so needs calibration data."""
-        return self.name == "int8"
+        return self.name in ("int8", "mixed")
 
     @property
     def weight_bits(self) -> int | None:
@@ -77,7 +80,7 @@ class Recipe:
         return Choices(gm, self.options, self.overrides)
 
 
-_NAMES = ("float", "int8", "dynamic", "weight8", "weight4")
+_NAMES = ("float", "int8", "dynamic", "weight8", "weight4", "bf16", "fp16", "mixed", "auto")
 
 CORRECTIONS: Final = ("bias", "bias_accurate", "smooth", "equalise")
 
@@ -93,15 +96,15 @@ def _checked_corrections(given: object) -> tuple[str, ...]:
 
 
 def resolve_recipe(recipe: str | Recipe, calibrated: bool) -> Recipe:
-    """Return the recipe that a name stands for; ``"auto"`` is int8 where there is calibration data, else float.
+    """Return the recipe that a name stands for; ``"auto"`` is int8 where there is calibration data.
 
     Raises:
         InputError: the name is unknown; the nearest names are suggested.
     """
     if isinstance(recipe, Recipe):
-        return recipe
-    if recipe == "auto":
-        return Recipe("int8" if calibrated else "float")
+        return replace(recipe, name="int8") if recipe.name == "auto" and calibrated else recipe
+    if recipe == "auto" and calibrated:
+        return Recipe("int8")
     if recipe not in _NAMES:
-        raise InputError(f"unknown recipe {recipe!r}", fix=nearest(str(recipe), ("auto", *_NAMES)))
+        raise InputError(f"unknown recipe {recipe!r}", fix=nearest(str(recipe), _NAMES))
     return Recipe(recipe)

@@ -175,3 +175,30 @@ def test_an_unknown_compute() -> None:
 def test_an_unknown_granularity() -> None:
     with pytest.raises(InputError, match=r"unknown granularity 'row'"):
         QuantiseDynamically("row")
+
+
+@pytest.mark.parametrize(("width", "chosen"), [(1536, True), (64, False)])
+def test_only_if_faster_looks_at_each_layer(width: int, chosen: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)).eval()
+    gm = fxq.compile(model, torch.randn(1, width), target="reference")
+    kinds = [type(m).__name__ for m in gm.children()]
+    assert kinds.count("DynamicLinear") == int(chosen)
+    assert "calibration data would unlock recipe='int8'" in str(fxq.report(gm))
+    record = fxq.report(gm)["quantise_dynamically"]
+    if chosen:
+        assert {r.reason for r in record.refused} == {"its 6,144 multiply-adds are too few to gain"}
+        assert record.notes == ("dynamic int8: 1 layers with 100% of the multiply-adds are faster in it",)
+    else:
+        assert record.notes[0].startswith("nothing is quantised: layers that dynamic int8 makes faster hold 0%")
+
+
+def test_only_if_faster_leaves_convolutional_networks_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 7), nn.Flatten(), nn.Linear(64 * 26 * 26, 64)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    gm = fxq.compile(model, x)
+    assert torch.equal(gm(x), model(x))
+    assert "DynamicLinear" not in {type(m).__name__ for m in gm.modules()}
+    unknown = fxq.compile(nn.Sequential(nn.Linear(2048, 2048)).eval())
+    assert [type(m) for m in unknown.children()] == [nn.Linear]  # without inputs nobody knows how many rows there are

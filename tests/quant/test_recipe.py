@@ -8,7 +8,8 @@ from fxq.quant.recipe import Recipe, resolve_recipe
 
 def test_auto_follows_the_calibration_data() -> None:
     assert resolve_recipe("auto", calibrated=True) == Recipe("int8")
-    assert resolve_recipe("auto", calibrated=False) == Recipe("float")
+    assert resolve_recipe("auto", calibrated=False) == Recipe("auto")
+    assert resolve_recipe(Recipe("auto", activation="mse"), calibrated=True) == Recipe("int8", activation="mse")
     assert resolve_recipe("float", calibrated=True) == Recipe("float")
     own = Recipe(weight="per_tensor")
     assert resolve_recipe(own, calibrated=False) is own
@@ -17,7 +18,7 @@ def test_auto_follows_the_calibration_data() -> None:
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown recipe 'int'\n.*did you mean 'int8'"):
         resolve_recipe("int", calibrated=False)
-    with pytest.raises(InputError, match=r"unknown recipe 'zzz'\n.*known: 'auto', 'dynamic', 'float', 'int8'"):
+    with pytest.raises(InputError, match=r"unknown recipe 'zzz'\n.*known: 'auto', 'bf16', 'dynamic', 'float', 'fp16', 'int8', 'mixed'"):
         resolve_recipe("zzz", calibrated=False)
     with pytest.raises(InputError, match=r"unknown recipe 8\n"):
         resolve_recipe(8, calibrated=False)  # type: ignore[arg-type]

@@ -1,0 +1,140 @@
+"""Which values are held in half precision: decided on the graph, changing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import fx
+
+from fxq.ir.identify import OpCall
+from fxq.ir.rewriter import Rewriter
+from fxq.ir.shapes import describe_value
+from fxq.nn import Quantize
+from fxq.nn.qlayer import QLayer
+from fxq.passes._half_table import (
+    LARGEST,
+    PRODUCTS,
+    SMALLEST,
+    hindrance,
+    is_real,
+    real_inputs,
+)
+from fxq.passes._products import macs, products_per_value
+from fxq.targets.overwritten import overwritten
+from fxq.targets.suitability import picks_from_tuple, reads_shape_only
+
+#: With fewer products than this for each value, reading and writing takes the time, not multiplying.
+_DENSE: Final = 16
+
+
+@dataclass
+class HalfPlan:
+    """The plan for one graph.
+
+    Attributes:
+        half: the nodes whose values are in half precision.
+        refused: each operation that stays in float, with the reason.
+        macs: the multiply-adds of each product.
+    """
+
+    half: set[fx.Node] = field(default_factory=set)
+    refused: dict[fx.Node, str] = field(default_factory=dict)
+    macs: dict[fx.Node, int] = field(default_factory=dict)
+
+
+def plan_half(
+    rw: Rewriter, dtype: torch.dtype, least_macs: int, kept: Mapping[fx.Node, str],
+    largest: Mapping[fx.Node, float] | None = None,
+) -> HalfPlan:  # fmt: skip
+    """Decide what runs in half precision; shapes are recorded.
+
+    Args:
+        least_macs: a product of fewer multiply-adds does not pay for converting what it reads.
+        kept: operations that must stay in float, with the reason.
+        largest: the largest magnitude seen at each node, where the range matters.
+    """
+    plan = HalfPlan()
+    calls = {c.node: c for c in rw.calls() if not reads_shape_only(c.node)}
+    unstable = overwritten(calls)
+    sources = {n for n, c in calls.items() if gives_float(c)}
+    for node, call in calls.items():
+        if node in sources or isinstance(call.module, Quantize):
+            continue
+        if not is_real(node):
+            if call.kind in PRODUCTS:
+                plan.refused[node] = f"it gives {describe_value(node)}, half precision replaces float32"
+            continue
+        if call.kind in PRODUCTS:
+            plan.macs[node] = macs(call)
+        reason = kept.get(node) or hindrance(call, dtype)
+        if reason is None and (node in unstable or unstable.intersection(call.nodes)):
+            reason = "a value that it reads or gives is overwritten in place"
+        reason = reason or _range_reason(node, largest) or _surroundings(call, plan, sources, least_macs)
+        if reason is None:
+            plan.half.add(node)
+        else:
+            plan.refused[node] = reason
+    _trim(plan, calls, sources)
+    return plan
+
+
+def gives_float(call: OpCall) -> bool:
+    """Whether an int8 layer gives float32 here, which can be narrowed as well as not."""
+    return isinstance(call.module, QLayer) and call.module.quantisation.output is None
+
+
+def _range_reason(node: fx.Node, largest: Mapping[fx.Node, float] | None) -> str | None:
+    value = 1.0 if largest is None else largest.get(node, 1.0)
+    if value > LARGEST or value != value:
+        return f"its values reach {value:.3g} on the example inputs: out of the range of fp16"
+    return f"its values stay below {value:.3g} on the example inputs: fp16 has few bits there" if (
+        0.0 < value < SMALLEST) else None  # fmt: skip
+
+
+def _surroundings(call: OpCall, plan: HalfPlan, sources: set[fx.Node], least_macs: int) -> str | None:
+    """Return why ``call``, which is safe, stays in float among what surrounds it; products that pay never do."""
+    count = plan.macs.get(call.node, 0)
+    if call.kind in PRODUCTS and count >= least_macs and products_per_value(call) >= min(_DENSE, least_macs):
+        return None
+    reads = [n for n in real_inputs(call) if n.op != "get_attr"]
+    if reads and all(n in plan.half or n in sources for n in reads):
+        return None
+    if call.kind in PRODUCTS:
+        return f"its {count:,} multiply-adds do not pay for conversions"
+    return "what it reads is in float"
+
+
+def _trim(plan: HalfPlan, calls: Mapping[fx.Node, OpCall], sources: set[fx.Node]) -> None:
+    """Give back to float what has no use in half precision, where that takes fewer conversions.
+
+    The parts of a value (of a split, of queries, keys and values in one tensor) go together with what they are taken
+    from: one conversion in front of it serves them all.
+    """
+
+    def ends_here(node: fx.Node) -> bool:
+        return calls[node].kind not in PRODUCTS and not any(
+            u in plan.half or (u in calls and isinstance(calls[u].module, Quantize)) for u in node.users
+        )
+
+    for node in reversed(list(calls)):
+        if node not in plan.half or calls[node].kind in PRODUCTS or picks_from_tuple(calls[node]):
+            continue
+        parts = [u for u in node.users if u in plan.half]
+        alone = all(set(u.all_input_nodes) == {node} for u in parts)
+        if not alone or not all(map(ends_here, parts)) or (not parts and not ends_here(node)):
+            continue
+        unit = [node, *parts]
+        reads = [n for n in real_inputs(calls[node]) if n in plan.half or n in sources]
+        before = sum(_has_float_user(n, plan) for n in unit) + sum(n in sources for n in reads)
+        after = sum(n in plan.half and not _has_float_user(n, plan) for n in reads)
+        if after < before or (sources and after == before):  # a conversion of what int8 gives is one too many
+            for member in unit:
+                plan.half.discard(member)
+                plan.refused[member] = "its result is used in float"
+
+
+def _has_float_user(node: fx.Node, plan: HalfPlan) -> bool:
+    return any(u not in plan.half and (u.op == "output" or not reads_shape_only(u)) for u in node.users)
