@@ -44,6 +44,7 @@ from fxq.quant.recipe import Recipe as Recipe
 from fxq.storage import load as load
 from fxq.storage import save as save
 from fxq.tracing import trace as trace
+from fxq.tuning.autotune import autotune as autotune
 from fxq.tuning.sensitivity import sensitivity as sensitivity
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "TargetError",
     "TraceError",
     "VerifyError",
+    "autotune",
     "benchmark",
     "compare",
     "compile",

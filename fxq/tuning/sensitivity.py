@@ -198,7 +198,7 @@ class Study:
             yield item
 
     def _metric(self, quantised: Quantised) -> float | None:
-        return None if self._evaluate is None else self._timed(measure, self._bench.lower(quantised))
+        return None if self._evaluate is None else self._timed(measure, self._bench.lower(quantised)[0])
 
     def _timed(self, how: Callable[[Evaluate, fx.GraphModule], float], gm: fx.GraphModule) -> float:
         assert self._evaluate is not None

@@ -13,9 +13,8 @@ from fxq.errors import CalibrationError, InputError
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.snapshot import take_snapshot
 from fxq.ir.stage import Stage, set_graph_state
-from fxq.manager import Pass, PassContext, PassManager, Report
+from fxq.manager import Pass, PassContext, PassManager, PassRecord
 from fxq.manager.running import few_samples
-from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.pipelines import float_pipeline, pipeline
 from fxq.quant.calibration import Calibration
 from fxq.quant.overrides import Override
@@ -37,12 +36,14 @@ class Quantised:
         float_graph: the graph that observers were inserted into: what it computes in float.
         graph: at stage QDQ, which defines the numbers.
         rest: the passes that are left, to int8 modules.
+        records: what the passes did; empty for a variant that was made as one rewrite.
     """
 
     recipe: Recipe
     float_graph: fx.GraphModule
     graph: fx.GraphModule
     rest: tuple[Pass, ...]
+    records: tuple[PassRecord, ...] = ()
 
 
 class Workbench:
@@ -80,54 +81,53 @@ class Workbench:
             InputError, "the example inputs")  # fmt: skip
         check_runs(self.traced, given, kind, source)
         self.inputs = given if example_inputs is not None else few_samples(self.traced, given)
-        self._made: dict[tuple[str, ...], fx.GraphModule] = {}
+        self._made: dict[tuple[str, ...], _Made] = {}
         self._statistics: dict[int, Statistics] = {}
 
-    def float_module(self, report: Report | None = None) -> fx.GraphModule:
-        """Return the model canonicalised, folded and fused: nothing loses precision."""
-        return self._run(float_pipeline(verify=False), self.traced, report)
+    def float_module(self) -> tuple[fx.GraphModule, tuple[PassRecord, ...]]:
+        """Return the model canonicalised, folded and fused, and what the passes did: nothing loses precision."""
+        made = self._prepared([p for p in float_pipeline(verify=False) if isinstance(p, Pass)])
+        return made.graph, made.records
 
-    def quantise(self, recipe: Recipe, report: Report | None = None) -> Quantised:
+    def quantise(self, recipe: Recipe) -> Quantised:
         """Quantise all that ``recipe`` does, with statistics in the place of a calibration.
 
         Raises:
             FxqError: as :func:`fxq.compile` does.
         """
-        before, insert, corrections, _, rest = _parts(pipeline(recipe, self.target, verify=False))
-        prepared = self._prepared(before, report)
-        observed = self._run([insert], prepared, report)
-        bare = without_observers(observed)
+        before, insert, corrections, rest = _parts(pipeline(recipe, self.target, verify=False))
+        prepared = self._prepared(before)
+        observed = self._run([insert], prepared)
+        bare = without_observers(observed.graph)
         recall = RecallStatistics(self.statistics(bare))
-        convert = ConvertAgain(recipe)
-        graph = self._run([recall, *corrections, convert], observed, report)
-        return Quantised(recipe, bare, graph, rest)
+        made = self._run([recall, *corrections, ConvertAgain(recipe)], observed)
+        return Quantised(recipe, bare, made.graph, rest, made.records)
 
-    def variant(self, base: Quantised, overrides: Iterable[Override], report: Report | None = None) -> Quantised:
+    def variant(self, base: Quantised, overrides: Iterable[Override], *, records: bool = False) -> Quantised:
         """Quantise as ``base`` with more overrides: nothing is calibrated, corrected or quantised that ``base`` has.
 
-        Corrections that reach beyond one layer run again.
+        Corrections that look beyond one layer see other errors now: where the recipe has one, all of them run again.
+
+        Args:
+            records: keep what the passes did, which takes several times as long.
         """
         recipe = replace(base.recipe, overrides=(*base.recipe.overrides, *overrides))
-        _, insert, corrections, _, rest = _parts(pipeline(recipe, self.target, verify=False))
+        _, insert, corrections, rest = _parts(pipeline(recipe, self.target, verify=False))
         recall = RecallStatistics(self.statistics(base.float_graph))
-        again = [p for p in corrections if p.name not in _OF_ONE_LAYER]
-        passes: list[Pass] = [insert, recall, *again, ConvertAgain(recipe, base.graph)]
-        if again or report is not None:
-            return Quantised(recipe, base.float_graph, self._run(passes, base.float_graph, report), rest)
-        return Quantised(recipe, base.float_graph, self._together(passes, base.float_graph), rest)
+        if all(p.name in _OF_ONE_LAYER for p in corrections):
+            passes: list[Pass] = [insert, recall, ConvertAgain(recipe, base.graph)]
+        else:
+            passes, records = [insert, recall, *corrections, ConvertAgain(recipe)], True
+        if not records:
+            return Quantised(recipe, base.float_graph, self._together(passes, base.float_graph), rest)
+        count = [r.name for r in base.records].index(insert.name)
+        made = self._run(passes, _Made(base.float_graph, base.records[:count]))
+        return Quantised(recipe, base.float_graph, made.graph, rest, made.records)
 
-    def _together(self, passes: Iterable[Pass], gm: fx.GraphModule) -> fx.GraphModule:
-        """Run passes as one rewrite: a tenth of the time, without a record of each."""
-        rw = Rewriter(gm, "variant")
-        for p in passes:
-            p.rewrite(rw, PassContext(self.inputs, self.data, self._progress))
-        out = rw.finish()
-        set_graph_state(out, stage=Stage.QDQ)
-        return out
-
-    def lower(self, quantised: Quantised, report: Report | None = None) -> fx.GraphModule:
-        """Return the int8 module that runs on the target."""
-        return self._run(quantised.rest, quantised.graph, report)
+    def lower(self, quantised: Quantised) -> tuple[fx.GraphModule, tuple[PassRecord, ...]]:
+        """Return the int8 module that runs on the target, and what all passes did."""
+        made = self._run(quantised.rest, _Made(quantised.graph, quantised.records))
+        return made.graph, made.records
 
     def statistics(self, float_graph: fx.GraphModule) -> Statistics:
         """Return the statistics of a graph that observers are inserted into: one for each set of weights."""
@@ -136,36 +136,50 @@ class Workbench:
             self._statistics[key] = Statistics(float_graph, self.data, self._histograms, self._progress)
         return self._statistics[key]
 
-    def _prepared(self, passes: list[Pass], report: Report | None) -> fx.GraphModule:
-        """Run passes that another recipe may have run already."""
-        if report is not None:
-            return self._run(passes, self.traced, report)
-        gm, key = self.traced, tuple[str, ...]()
+    def _prepared(self, passes: Iterable[Pass]) -> _Made:
+        """Run passes on the traced model; what another recipe ran already is there."""
+        made, key = _Made(self.traced), tuple[str, ...]()
         for p in passes:
             key = (*key, repr(p))
             if key not in self._made:
-                self._made[key] = self._run([p], gm, None)
-            gm = self._made[key]
-        return gm
+                self._made[key] = self._run([p], made)
+            made = self._made[key]
+        return made
 
-    def _run(self, passes: Iterable[Pass | PassManager], gm: fx.GraphModule, report: Report | None) -> fx.GraphModule:
-        context = PassContext(self.inputs, self.data, self._progress)
-        if report is not None:
-            return PassManager(passes, verify=False)(gm, context=context, report=report).graph_module
+    def _run(self, passes: Iterable[Pass], made: _Made) -> _Made:
         for p in passes:
-            gm = p(gm, context=context)[0]
-        return gm
+            graph, record = p(made.graph, context=self._context)
+            made = _Made(graph, (*made.records, record))
+        return made
+
+    def _together(self, passes: Iterable[Pass], gm: fx.GraphModule) -> fx.GraphModule:
+        """Run passes as one rewrite: a tenth of the time, without a record of each."""
+        rw = Rewriter(gm, "variant")
+        for p in passes:
+            p.rewrite(rw, self._context)
+        out = rw.finish()
+        set_graph_state(out, stage=Stage.QDQ)
+        return out
+
+    @property
+    def _context(self) -> PassContext:
+        return PassContext(self.inputs, self.data, self._progress)
 
 
-def _parts(manager: PassManager) -> tuple[list[Pass], Pass, list[Pass], ConvertQDQ, tuple[Pass, ...]]:
-    """Take an int8 pipeline apart: before the observers, their insertion, corrections, conversion, and the rest."""
+@dataclass(frozen=True)
+class _Made:
+    """A graph, and what the passes that made it did."""
+
+    graph: fx.GraphModule
+    records: tuple[PassRecord, ...] = ()
+
+
+def _parts(manager: PassManager) -> tuple[list[Pass], Pass, list[Pass], tuple[Pass, ...]]:
+    """Take an int8 pipeline apart: before the observers, their insertion, corrections, and what follows conversion."""
     passes = [p for p in manager if isinstance(p, Pass)]
     names = [p.name for p in passes]
     insert, calibrate, convert = map(names.index, ("insert_observers", "calibrate", "convert_qdq"))
-    conversion = passes[convert]
-    assert isinstance(conversion, ConvertQDQ)
-    between = [*passes[insert + 1 : calibrate], *passes[calibrate + 1 : convert]]
-    return passes[:insert], passes[insert], between, conversion, tuple(passes[convert + 1 :])
+    return passes[:insert], passes[insert], passes[calibrate + 1 : convert], tuple(passes[convert + 1 :])
 
 
 def _bind(model: nn.Module, example_inputs: Any, calibration: Any) -> tuple[ModelInputs, Calibration]:

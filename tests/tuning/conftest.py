@@ -47,7 +47,7 @@ class Task:
     evaluate: Callable[[fx.GraphModule | nn.Module], float]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hard_task() -> Task:
     torch.manual_seed(0)
     model = HardNet().eval()

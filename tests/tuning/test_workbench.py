@@ -40,7 +40,7 @@ class Residuals(nn.Module):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.activation)
 def test_quantises_as_compile_does(hard_task, recipe, histograms):
     bench = Workbench(hard_task.model, None, hard_task.loader, "reference", histograms=histograms)
-    ours = bench.lower(bench.quantise(recipe))
+    ours, _ = bench.lower(bench.quantise(recipe))
     theirs = fxq.compile(hard_task.model, calibration=hard_task.loader, recipe=recipe, target="reference")
     assert torch.equal(ours(hard_task.images), theirs(hard_task.images))
 
@@ -54,7 +54,7 @@ def test_a_variant_is_what_compile_gives_under_its_overrides(where, alone):
     base = bench.quantise(fxq.Recipe("int8"))
     assert where in {layer.name for layer in int8_layers(base.float_graph, base.recipe, bench.inputs)}
     changes = (fxq.Override("*", quantise=False), fxq.Override(where)) if alone else (fxq.Override(where, False),)
-    ours = bench.lower(bench.variant(base, changes))
+    ours, _ = bench.lower(bench.variant(base, changes))
     # example inputs of the loader's batch size, as nothing may be left to quantise
     recipe = fxq.Recipe("int8", overrides=changes)
     theirs = fxq.compile(model, loader[0], calibration=loader, recipe=recipe, target="reference")

@@ -1,0 +1,65 @@
+"""The recipes that a search tries, from cheap to dear."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+from fxq.quant.recipe import CORRECTIONS, Recipe
+
+#: Calibrators beside the recipe's own: all take their ranges from the same histograms.
+_CALIBRATORS: Final = ("auto", "mse", "percentile", "entropy", "minmax")
+#: Corrections in the order of what they cost.
+_DEARER: Final = ("equalise", "smooth", "bias_accurate", "adaround")
+#: What a correction takes the place of.
+_REPLACED: Final = {"bias_accurate": "bias"}
+
+
+def candidates(start: Recipe, best: Callable[[], Recipe]) -> Iterator[Recipe]:
+    """Yield recipes: other calibrators, then other ranges of weights, then corrections one after another.
+
+    Args:
+        start: comes first.
+        best: the best recipe so far, that later ones build on; asked before each.
+    """
+    yield start
+    for calibrator in _CALIBRATORS:
+        if calibrator != start.activation:
+            yield replace(start, activation=calibrator)
+    if start.weight_range != "mse":
+        yield replace(best(), weight_range="mse")
+    for correction in _DEARER:
+        found = best()
+        if correction in CORRECTIONS and correction not in found.corrections:
+            others = (c for c in found.corrections if c != _REPLACED.get(correction))
+            yield replace(found, corrections=(*others, correction))
+
+
+def for_ranking(recipe: Recipe) -> Recipe:
+    """Return ``recipe`` with the corrections that look at one layer only: the others run again for each variant."""
+    local = ["bias" if c == "bias_accurate" else c for c in recipe.corrections]
+    return replace(recipe, corrections=tuple(dict.fromkeys(local)))
+
+
+def describe(recipe: Recipe) -> str:
+    """Return in words what ``recipe`` is: calibrator, corrections, and what else differs from the default."""
+    parts = [recipe.activation]
+    if recipe.weight_range != Recipe().weight_range:
+        parts.append(f"weights {recipe.weight_range}")
+    parts += [c.replace("_", " ") for c in recipe.corrections]
+    if recipe.overrides:
+        parts.append(f"{len(recipe.overrides)} overrides")
+    return ", ".join(parts)
+
+
+def key_of(recipe: Recipe, float_layers: tuple[str, ...]) -> str:
+    """Return a text that tells a module from every other one of the same model and data."""
+    fields = {name: value for name, value in asdict(recipe).items() if name != "overrides"}
+    overrides = [_override(o) for o in recipe.overrides]
+    return json.dumps({**fields, "overrides": overrides, "float_layers": sorted(float_layers)}, sort_keys=True)
+
+
+def _override(override: Any) -> dict[str, Any]:
+    return {**asdict(override), "where": override.name}

@@ -1,0 +1,103 @@
+"""The search: recipes first, then the fewest layers left in float, then back to int8 what did not need float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxq.quant.recipe import Recipe
+from fxq.tracing import ModelInputs
+from fxq.tuning.candidates import candidates, for_ranking, key_of
+from fxq.tuning.journal import Journal
+from fxq.tuning.layers import Layer, int8_layers
+from fxq.tuning.ranking import noise_of, ranked
+from fxq.tuning.sensitivity import Study
+from fxq.tuning.tester import Tester
+
+#: Of a budget, what recipes may use before layers get their turn.
+_FOR_RECIPES = 0.5
+
+
+class Search:
+    """One search, which stops where it is when an exception ends it: what was tried is in the tester.
+
+    Attributes:
+        order: the layers in the order in which they are left in float; empty until that begins.
+    """
+
+    def __init__(
+        self, tester: Tester, journal: Journal, batches: Sequence[ModelInputs], budget_s: float | None
+    ) -> None:
+        self._tester = tester
+        self._journal = journal
+        self._batches = batches
+        self._budget = budget_s
+        self._best = Recipe("int8")
+        self.order: tuple[str, ...] = ()
+
+    def run(self, start: Recipe) -> str:
+        """Search, and return why it ended.
+
+        Raises:
+            SearchEndedError: before its end.
+        """
+        recipe = self._recipes(start)
+        if self._tester.chosen:
+            return "a recipe holds the metric with all layers in int8"
+        layers = self._ranked(recipe)
+        self.order = tuple(x.name for x in layers)
+        kept = self._fewest(recipe, layers)
+        if kept is None:
+            return "no int8 module holds the metric, whichever layers are left in float"
+        self._give_back(recipe, kept)
+        return "searched to the end"
+
+    def _recipes(self, start: Recipe) -> Recipe:
+        """Try recipes until one holds the metric; return the best."""
+        self._best, highest = start, self._tester.try_(start)
+        for recipe in candidates(start, lambda: self._best):
+            if highest.holds:
+                break
+            if self._budget is not None and self._tester.spent > _FOR_RECIPES * self._budget:
+                break
+            trial = self._tester.try_(recipe)
+            if trial.drop is not None and (highest.drop is None or trial.drop < highest.drop):
+                self._best, highest = recipe, trial
+        return self._best
+
+    def _ranked(self, recipe: Recipe) -> list[Layer]:
+        """The layers by what they are worth in float; their noise is in the log, or measured now."""
+        base = self._tester.base(recipe)
+        layers = int8_layers(base.float_graph, recipe, self._tester.bench.inputs)
+        noted = self._journal.noted("noise") or {}
+        key = key_of(recipe, ())
+        if key not in noted:
+            self._tester.check_time()
+            simple = for_ranking(recipe)
+            base = base if simple == recipe else self._tester.bench.quantise(simple)
+            study = Study(self._tester.bench, base, layers, progress=False, check=self._tester.check_time)
+            noted = {key: noise_of(study.result(self._batches))}
+            self._journal.note("noise", noted)
+        return ranked(layers, noted[key])
+
+    def _fewest(self, recipe: Recipe, layers: Sequence[Layer]) -> list[Layer] | None:
+        """The shortest head of ``layers`` that, left in float, makes the metric hold: doubled, then halved between."""
+        low, high = 0, 1
+        while not self._holds(recipe, layers[:high]):
+            if high >= len(layers):
+                return None
+            low, high = high, min(2 * high, len(layers))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._holds(recipe, layers[:middle]) else (middle, high)
+        return list(layers[:high])
+
+    def _give_back(self, recipe: Recipe, kept: list[Layer]) -> None:
+        """Return to int8 each layer that the metric does not need in float, those that cost most in float first."""
+        for layer in sorted(kept, key=lambda x: -x.penalty_s):
+            fewer = [x for x in kept if x is not layer]
+            if fewer and self._holds(recipe, fewer):
+                kept = fewer
+
+    def _holds(self, recipe: Recipe, layers: Sequence[Layer]) -> bool:
+        names = tuple(x.name for x in layers)
+        return self._tester.try_(recipe, names, sum(x.penalty_s for x in layers)).holds

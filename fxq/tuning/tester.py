@@ -1,0 +1,199 @@
+"""Build a candidate, ask for its metric, note the result: one trial after another, within a budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from torch import fx
+
+from fxq.errors import FxqError
+from fxq.manager import PassRecord
+from fxq.quant.overrides import Override
+from fxq.quant.recipe import Recipe
+from fxq.tuning.candidates import describe, key_of
+from fxq.tuning.journal import Journal, graph_digest
+from fxq.tuning.latency import latencies
+from fxq.tuning.measuring import Evaluate, measure, measure_float
+from fxq.tuning.trials import Goal, Trial, count_layers
+from fxq.tuning.workbench import Quantised, Workbench
+
+#: Trials in a row that fail in ``evaluate`` before the search gives up.
+_FAILURES = 2
+
+
+class SearchEndedError(Exception):
+    """The search cannot go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate's module, and what the passes did to make it."""
+
+    module: fx.GraphModule
+    records: tuple[PassRecord, ...]
+
+
+class Tester:
+    """Tries candidates and remembers them.
+
+    Attributes:
+        trials: all so far; the first is the float model.
+        chosen: the number of the best one: of those that hold the goal, the one with the least nominal time lost in
+            float layers, then with the better metric.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        evaluate: Evaluate,
+        goal: Goal,
+        journal: Journal,
+        *,
+        seed: int,
+        budget_s: float | None,
+        begin: float,
+        progress: Console | None,
+    ) -> None:
+        self.bench, self.goal = bench, goal
+        self._evaluate, self._journal, self._seed = evaluate, journal, seed
+        self._budget, self._begin, self._progress = budget_s, begin, progress
+        self.trials: list[Trial] = []
+        self.chosen = 0
+        self._float = Built(*bench.float_module())
+        self._bases: dict[Recipe, Quantised] = {}
+        self._keys: dict[str, int] = {}
+        self._same: dict[str, int] = {}
+        self._best: Built | None = None
+        self._how: tuple[Recipe, tuple[str, ...]] = (Recipe("float"), ())
+        self._lost = self._drop = math.inf
+        self._longest = 0.0
+        self._failures = 0
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the search began."""
+        return time.perf_counter() - self._begin
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left of the budget."""
+        return math.inf if self._budget is None else self._budget - self.spent
+
+    def begin(self) -> None:
+        """Measure the float model, as the first trial.
+
+        Raises:
+            InputError: its metric is not a finite number.
+        """
+        start = time.perf_counter()
+        gm = self._float.module
+        metric = measure_float(self._evaluate, gm, self._seed)
+        self._longest = time.perf_counter() - start
+        latency, _ = latencies(gm, gm, self.bench.inputs)
+        self._add(Trial(0, "float", (), metric, 0.0, True, latency, 1.0, time.perf_counter() - start))
+
+    def check_time(self) -> None:
+        """Raise SearchEndedError where a trial as long as the longest so far would not end within the budget."""
+        if self.left < self._longest:
+            raise SearchEndedError(f"the budget of {self._budget:g} s is spent")
+
+    def base(self, recipe: Recipe) -> Quantised:
+        """Return the model with all layers quantised by ``recipe``."""
+        if recipe not in self._bases:
+            self._bases = {recipe: self.bench.quantise(recipe)}  # one at a time: each holds a set of weights
+        return self._bases[recipe]
+
+    def try_(self, recipe: Recipe, float_layers: tuple[str, ...] = (), lost: float = 0.0) -> Trial:
+        """Return the trial of ``recipe`` with some more layers in float, from memory or the log where it was made.
+
+        Args:
+            lost: the nominal time that the layers in float cost, in seconds.
+
+        Raises:
+            SearchEndedError: the budget does not hold another trial, or ``evaluate`` fails again and again.
+        """
+        key = key_of(recipe, float_layers)
+        if key in self._keys:
+            return self.trials[self._keys[key]]
+        known, built = self._journal.trial(key), None
+        found = {} if known is None else known
+        if known is None:
+            self.check_time()
+            start = time.perf_counter()
+            found, built = self._run(recipe, float_layers)
+            found["seconds"] = time.perf_counter() - start
+            self._longest = max(self._longest, found["seconds"])
+            self._journal.add_trial(key, found)
+        trial = self._judged(found, describe(recipe), float_layers, known is not None)
+        self._keys[key] = trial.number
+        self._same.setdefault(str(found.get("digest")), trial.number)
+        self._add(trial)
+        if trial.drop is not None and trial.holds and (lost, trial.drop) < (self._lost, self._drop):
+            self.chosen, self._lost, self._drop, self._best = trial.number, lost, trial.drop, built
+            self._how = recipe, float_layers
+        self._give_up()
+        return trial
+
+    def best(self) -> Built:
+        """Return the best module; it is built now where the log told its metric."""
+        if self.chosen == 0:
+            return self._float
+        return self._best or self.build(*self._how)
+
+    def build(self, recipe: Recipe, float_layers: tuple[str, ...]) -> Built:
+        """Return the module of a recipe, with some more layers in float."""
+        base = self.base(recipe)
+        if float_layers:
+            base = self.bench.variant(base, [Override(x, quantise=False) for x in float_layers], records=True)
+        return Built(*self.bench.lower(base))
+
+    def _run(self, recipe: Recipe, float_layers: tuple[str, ...]) -> tuple[dict[str, Any], Built | None]:
+        try:
+            built = self.build(recipe, float_layers)
+        except FxqError as error:  # a correction that refuses the model, say: other recipes may do
+            return {"metric": None, "note": _first_line(error)}, None
+        digest = graph_digest(built.module)
+        if digest in self._same:
+            same = self.trials[self._same[digest]]
+            data = {"metric": same.metric, "latency_s": same.latency_s, "speedup": same.speedup}
+            return {**data, "note": f"the same module as {same.number}"}, built
+        try:
+            metric = measure(self._evaluate, built.module, self._seed)
+        except Exception as error:  # whatever the user's function raises
+            self._failures += 1
+            return {"metric": None, "note": f"evaluate failed: {_first_line(error)}"}, built
+        self._failures = 0
+        if not math.isfinite(metric):
+            return {"metric": None, "note": f"evaluate returned {metric}", "digest": digest}, built
+        before, after = latencies(self._float.module, built.module, self.bench.inputs)
+        return {"metric": metric, "latency_s": after, "speedup": before / after, "digest": digest}, built
+
+    def _judged(self, found: dict[str, Any], recipe: str, float_layers: tuple[str, ...], logged: bool) -> Trial:
+        """Make a trial of what was measured."""
+        metric = found["metric"]
+        drop = None if metric is None else self.goal.drop(self.trials[0].metric or 0.0, metric)
+        return Trial(
+            len(self.trials), recipe, float_layers, metric, drop, drop is not None and self.goal.holds(drop),
+            found.get("latency_s"), found.get("speedup"), found["seconds"], found.get("note", ""), logged,
+        )  # fmt: skip
+
+    def _give_up(self) -> None:
+        if self._failures >= _FAILURES:
+            raise SearchEndedError(f"{self.trials[-1].note}, {self._failures} times in a row")
+
+    def _add(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        if self._progress is not None:
+            metric = "no metric" if trial.metric is None else f"{trial.metric:.5g}"
+            kept = f", {count_layers(trial.float_layers)} in float" if trial.float_layers else ""
+            budget = "" if self._budget is None else f" of {self._budget:g} s"
+            line = f"autotune {trial.number}: {trial.recipe}{kept}: {metric} ({'holds' if trial.holds else 'too low'})"
+            self._progress.print(f"{line}, {self.spent:.0f} s{budget}", highlight=False, soft_wrap=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
