@@ -15,6 +15,7 @@ from fxq.passes.eliminate import Eliminate
 from fxq.passes.equalise_layers import EqualiseLayers
 from fxq.passes.fold_batch_norm import FoldBatchNorm
 from fxq.passes.fold_constants import FoldConstants
+from fxq.passes.form_segments import FormSegments
 from fxq.passes.functionalise import Functionalise
 from fxq.passes.fuse_activation import FuseActivation
 from fxq.passes.fuse_residual import FuseResidual
@@ -26,6 +27,7 @@ from fxq.passes.quantise_weights import QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations
 from fxq.passes.smooth_quant import SmoothQuant
 from fxq.quant.recipe import Recipe
+from fxq.targets import resolve_target
 from fxq.targets.half_support import HALF_TYPES
 
 
@@ -53,7 +55,7 @@ def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bo
     recipe = recipe or Recipe("int8")
     manager = float_pipeline(verify)
     observed = (*_corrections_of_ranges(recipe), InsertObservers(recipe), Calibrate())
-    for p in (*observed, *_corrections_of_layers(recipe), ConvertQDQ(recipe), LowerInt8(target)):
+    for p in (*observed, *_corrections_of_layers(recipe), ConvertQDQ(recipe), *_lowering(target)):
         manager = manager.append(p)
     return manager
 
@@ -69,6 +71,13 @@ def _corrections_of_layers(recipe: Recipe) -> tuple[Pass, ...]:
     if "bias_accurate" in recipe.corrections:
         return (CorrectBiasAccurately(recipe),)
     return (CorrectBias(recipe),) if "bias" in recipe.corrections else ()
+
+
+def _lowering(target: str) -> tuple[Pass, ...]:
+    """For the engine, modules that define the right answer, which it then takes over."""
+    if resolve_target(target) == "native":
+        return LowerInt8("reference"), FormSegments()
+    return (LowerInt8(target),)
 
 
 def weight_only_pipeline(bits: int, verify: bool = True) -> PassManager:
