@@ -19,7 +19,7 @@ from fxq.targets.activations import activation_of
 from fxq.targets.int8_modules import HEADS, int8_module
 from fxq.targets.int8_moves import SPLITS, move_module, moves_codes
 from fxq.targets.pixels import store_pixels
-from fxq.targets.resolve import resolve_target
+from fxq.targets.resolve import module_backend
 from fxq.targets.suitability import reads_shape_only, reads_size_only, why_float
 
 
@@ -35,7 +35,8 @@ class LowerInt8(Pass):
     The quantise and dequantise nodes that are left become modules, so that the state dict holds every scale.
 
     Args:
-        target: ``"onednn"``, ``"reference"``, or ``"auto"`` for the best that this machine runs.
+        target: ``"onednn"``, ``"reference"``, ``"auto"`` for the best that this machine runs, or ``"native"``: what runs
+            single modules best, as ``FormSegments`` forms the engine's parts.
     """
 
     name: ClassVar[str] = "lower_int8"
@@ -46,7 +47,7 @@ class LowerInt8(Pass):
     target: str = "auto"
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        backend = resolve_target(self.target)
+        backend = module_backend(self.target)
         for node in rw.nodes():
             if node.target is quantize:
                 _read_sizes_from_codes(node, rw)

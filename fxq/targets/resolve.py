@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fxq.engine import library
 from fxq.errors import TargetError, nearest
 from fxq.nn import onednn_unavailable_reason
 
-TARGETS = ("onednn", "reference")
+TARGETS = ("native", "onednn", "reference")
 
 
 def resolve_target(target: str) -> str:
@@ -15,11 +16,29 @@ def resolve_target(target: str) -> str:
         TargetError: the name is unknown (the nearest are suggested), or this machine cannot run the target.
     """
     if target == "auto":
-        return "reference" if onednn_unavailable_reason() else "onednn"
+        return next(t for t in ("onednn", "reference") if _why_not(t) is None)
     if target not in TARGETS:
         raise TargetError(f"unknown target {target!r}", fix=nearest(str(target), ("auto", *TARGETS)))
-    reason = onednn_unavailable_reason() if target == "onednn" else None
+    reason = _why_not(target)
     if reason:
         raise TargetError(f"this machine cannot run the target {target!r}", why=reason,
                           fix="use target='reference', which runs everywhere, or target='auto'")  # fmt: skip
     return target
+
+
+def module_backend(target: str) -> str:
+    """Return what runs single int8 modules where ``target`` runs the graph: the engine runs none by itself.
+
+    Raises:
+        TargetError: as :func:`resolve_target` does.
+    """
+    resolved = resolve_target(target)
+    if resolved != "native":
+        return resolved
+    return "reference" if onednn_unavailable_reason() else "onednn"
+
+
+def _why_not(target: str) -> str | None:
+    if target == "onednn":
+        return onednn_unavailable_reason()
+    return library.unavailable_reason() if target == "native" else None

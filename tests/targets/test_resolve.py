@@ -14,7 +14,7 @@ def test_known_targets() -> None:
 def test_an_unknown_target_suggests_the_nearest() -> None:
     with pytest.raises(TargetError, match=r"unknown target 'onedn'\n.*did you mean 'onednn'"):
         resolve_target("onedn")
-    with pytest.raises(TargetError, match=r"known: 'auto', 'onednn', 'reference'"):
+    with pytest.raises(TargetError, match=r"known: 'auto', 'native', 'onednn', 'reference'"):
         resolve_target("xyz")
 
 

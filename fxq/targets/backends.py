@@ -1,0 +1,30 @@
+"""Int8 modules of a graph on another backend than the one that they were lowered for."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from fxq.ir.rewriter import Rewriter
+from fxq.nn.qlayer import QLayer
+from fxq.nn.qoperation import QOperation
+
+
+def exchange_backends(rw: Rewriter, backend: str) -> None:
+    """Let the int8 modules that the graph calls run on ``backend``; they share their buffers with the old ones."""
+    done: dict[int, nn.Module] = {}
+    for node in rw.nodes():
+        module = rw.module_of(node)
+        if not isinstance(module, QLayer | QOperation) or module.backend == backend:
+            continue
+        if id(module) not in done:
+            done[id(module)] = _on(module, backend)
+        rw.exchange_module(str(node.target), done[id(module)])
+
+
+def _on(module: QLayer | QOperation, backend: str) -> nn.Module:
+    found = copy.copy(module)
+    found._buffers = dict(module._buffers)
+    found.backend = backend
+    return found
