@@ -6,8 +6,11 @@ import os
 
 from torch import Tensor, fx, nn
 
+from fxq.engine import library
+from fxq.engine.form import form_segments
 from fxq.errors import StorageError
 from fxq.ir.module import TracedModule
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import set_graph_state
 from fxq.manager.report import attach_report
 from fxq.storage.checks import refuse
@@ -16,6 +19,8 @@ from fxq.storage.document import GRAPH, REPORT, decode_report, unpack_document
 from fxq.storage.module_plan import fill
 from fxq.storage.plan import FORMAT, VERSION, Plan, plan_document
 from fxq.storage.tensors import TensorPlan, load_tensor
+from fxq.targets.backends import exchange_backends
+from fxq.targets.resolve import module_backend
 from fxq.tracing.record import RECORD_KEY
 from fxq.tracing.tracer import ModelTracer
 
@@ -23,7 +28,8 @@ from fxq.tracing.tracer import ModelTracer
 def load(path: str | os.PathLike[str]) -> TracedModule:
     """Read the graph module that :func:`fxq.save` wrote; its outputs are bit for bit those of the saved one.
 
-    Neither the model's class nor pickle is needed, and no code from the file is run: operations and modules are looked
+    What ran in the native engine does so again, with weights packed for this machine; on a machine without the engine,
+    PyTorch's operators run it, whose results may differ by one quantum. Neither the model's class nor pickle is needed, and no code from the file is run: operations and modules are looked
     up in lists of fxq's, and torch.fx generates ``forward`` from the checked graph. The whole file is checked before
     memory for its tensors is allocated; that memory is at most 512 times the size of the file (and about the size of
     the tensors that were saved, for a file of fxq's). Loading is safe; what a graph of a stranger's costs to run, in
@@ -58,11 +64,24 @@ def _load(file: StoredFile) -> TracedModule:
     fill(plan.modules, plan.values, [_read(tensor, file) for tensor in plan.tensors])
     gm = _assemble(plan)
     set_graph_state(gm, stage=plan.state.stage, next_id=plan.state.next_id)
+    if file.metadata.get("target") == "native":
+        gm = _for_this_machine(gm)
     if plan.trace is not None:
         gm.meta[RECORD_KEY] = plan.trace
     if report is not None:
         attach_report(gm, report)
     return gm
+
+
+def _for_this_machine(gm: TracedModule) -> TracedModule:
+    """Form the segments of the native engine anew; where there is none, let the best modules run the graph."""
+    rw = Rewriter(gm, "load")
+    if library.unavailable_reason() is None:
+        form_segments(rw)
+    exchange_backends(rw, module_backend("auto"))
+    found = rw.finish()
+    assert isinstance(found, TracedModule)
+    return found
 
 
 def _check_format(file: StoredFile) -> None:

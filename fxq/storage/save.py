@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 import fxq
+from fxq.engine.dissolve import dissolve
 from fxq.errors import InputError, StorageError
 from fxq.ir.stage import graph_state
 from fxq.manager.report import Report
@@ -33,7 +34,7 @@ REPORT_KEY: Final = "fxq_report"
 def save(gm: fx.GraphModule, path: StrPath) -> None:
     """Write ``gm`` to one file, which :func:`fxq.load` reads without the classes of the model.
 
-    Any stage can be saved, with parameters, buffers, modes, names, provenance, recorded shapes and the report. Sparse
+    Segments of the native engine are saved as the modules that they stand for. Any stage can be saved, with parameters, buffers, modes, names, provenance, recorded shapes and the report. Sparse
     and shared weights are stored compactly and without loss (:func:`fxq.storage.stored_bytes`). The file appears whole
     or not at all: it is written beside ``path`` and takes its place at the end.
 
@@ -52,19 +53,20 @@ def save(gm: fx.GraphModule, path: StrPath) -> None:
     if not isinstance(gm, fx.GraphModule):
         raise InputError(f"fxq.save takes a graph module, not a {type(gm).__name__}",
                          fix="give what fxq.compile or fxq.trace returned")  # fmt: skip
+    whole = dissolve(gm)
     with replacing(as_path(path)) as temporary:
         tensors = TensorWriter()
-        graph = to_json(_describe(gm, tensors))
+        graph = to_json(_describe(whole, tensors))
         _check_graph(graph, tensors.entries)
         entries = {GRAPH: pack_document(graph), **tensors.entries}
         if isinstance(gm.meta.get(REPORT_KEY), Report):
             entries[REPORT] = pack_document(_checked_report(gm.meta[REPORT_KEY]))
-        write_stored(temporary, entries, _metadata())
+        write_stored(temporary, entries, _metadata("native" if whole is not gm else "modules"))
 
 
-def _metadata() -> dict[str, str]:
+def _metadata(target: str) -> dict[str, str]:
     versions = {"fxq": fxq.__version__, "torch": str(torch.__version__)}
-    return {"format": FORMAT, "format_version": str(VERSION), **versions}
+    return {"format": FORMAT, "format_version": str(VERSION), "target": target, **versions}
 
 
 def _describe(gm: fx.GraphModule, tensors: TensorWriter) -> dict[str, Any]:
