@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxq.engine.form import Former
+from fxq.engine.form import form_segments
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
@@ -36,15 +36,6 @@ class FormSegments(Pass):
     outside: str = "auto"
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        former = Former(rw)
-        for node, reason in former.refused():
-            rw.refuse("segment", node, reason)
-        for part in former.parts():
-            trivial = former.why_trivial(part)
-            if trivial is not None:
-                rw.refuse("segment", part[0], trivial)
-                continue
-            with rw.rule("segment", *part):
-                former.form(part)
+        form_segments(rw)
         exchange_backends(rw, module_backend("native" if self.outside == "auto" else self.outside))
         store_pixels(rw)

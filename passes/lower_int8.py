@@ -35,8 +35,8 @@ class LowerInt8(Pass):
     The quantise and dequantise nodes that are left become modules, so that the state dict holds every scale.
 
     Args:
-        target: ``"onednn"``, ``"reference"``, ``"auto"`` for the best that this machine runs, or ``"native"``: what runs
-            single modules best, as ``FormSegments`` forms the engine's parts.
+        target: ``"onednn"``, ``"reference"``, ``"auto"`` for the best that this machine runs, or ``"native"``: what
+            runs single modules best, as ``FormSegments`` forms the parts of the engine.
     """
 
     name: ClassVar[str] = "lower_int8"

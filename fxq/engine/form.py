@@ -23,6 +23,20 @@ from fxq.nn import Dequantize, QCat, QPad, Quantize
 _BORDERS = (Quantize, Dequantize, QCat, QPad)
 
 
+def form_segments(rw: Rewriter) -> None:
+    """Exchange each part that the engine can run for a segment, and say of everything else why it stays."""
+    former = Former(rw)
+    for node, reason in former.refused():
+        rw.refuse("segment", node, reason)
+    for part in former.parts():
+        trivial = former.why_trivial(part)
+        if trivial is not None:
+            rw.refuse("segment", part[0], trivial)
+            continue
+        with rw.rule("segment", *part):
+            former.form(part)
+
+
 class Former:
     """Finds the parts of a graph that the engine can run, and exchanges them."""
 

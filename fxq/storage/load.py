@@ -29,11 +29,12 @@ def load(path: str | os.PathLike[str]) -> TracedModule:
     """Read the graph module that :func:`fxq.save` wrote; its outputs are bit for bit those of the saved one.
 
     What ran in the native engine does so again, with weights packed for this machine; on a machine without the engine,
-    PyTorch's operators run it, whose results may differ by one quantum. Neither the model's class nor pickle is needed, and no code from the file is run: operations and modules are looked
-    up in lists of fxq's, and torch.fx generates ``forward`` from the checked graph. The whole file is checked before
-    memory for its tensors is allocated; that memory is at most 512 times the size of the file (and about the size of
-    the tensors that were saved, for a file of fxq's). Loading is safe; what a graph of a stranger's costs to run, in
-    time and memory, is still what that graph computes.
+    PyTorch's operators run it, whose results may differ by one quantum. Neither the model's class nor pickle is needed,
+    and no code from the file is run: operations and modules are looked up in lists of fxq's, and torch.fx generates
+    ``forward`` from the checked graph. The whole file is checked before memory for its tensors is allocated; that
+    memory is at most 512 times the size of the file (and about the size of the tensors that were saved, for a file of
+    fxq's). Loading is safe; what a graph of a stranger's costs to run, in time and memory, is still what that graph
+    computes.
 
     Returns:
         A graph module on the CPU, in the mode that was saved, with its report.

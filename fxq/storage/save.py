@@ -34,9 +34,10 @@ REPORT_KEY: Final = "fxq_report"
 def save(gm: fx.GraphModule, path: StrPath) -> None:
     """Write ``gm`` to one file, which :func:`fxq.load` reads without the classes of the model.
 
-    Segments of the native engine are saved as the modules that they stand for. Any stage can be saved, with parameters, buffers, modes, names, provenance, recorded shapes and the report. Sparse
-    and shared weights are stored compactly and without loss (:func:`fxq.storage.stored_bytes`). The file appears whole
-    or not at all: it is written beside ``path`` and takes its place at the end.
+    Segments of the native engine are saved as the modules that they stand for. Any stage can be saved, with parameters,
+    buffers, modes, names, provenance, recorded shapes and the report. Sparse and shared weights are stored compactly
+    and without loss (:func:`fxq.storage.stored_bytes`). The file appears whole or not at all: it is written beside
+    ``path`` and takes its place at the end.
 
     Not saved: type annotations of nodes, entries of ``meta`` other than fxq's own, gradients, the device (a loaded
     module is on the CPU), and that two tensors overlap, unless they are the same memory seen alike.
