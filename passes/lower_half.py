@@ -157,7 +157,7 @@ class _Lowering:
         if module not in self._modules:
             new = copy.deepcopy(module).to(self._dtype).requires_grad_(False)
             if isinstance(module, nn.Conv2d):
-                new = new.to(memory_format=torch.channels_last)  # its kernel is the faster one
+                new = new.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster kernel
             self._modules[module] = new
         return self._modules[module]
 
