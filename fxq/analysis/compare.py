@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, fx, nn
 
+from fxq.analysis.attribution import Added, Attribution
 from fxq.analysis.error_sums import ErrorSums
 from fxq.analysis.matching import Matching, match_nodes
 from fxq.analysis.running import evaluation, isolate
@@ -44,6 +45,8 @@ class LayerError:
         cosine: cosine of the angle between the two, as flat vectors.
         max_abs: largest absolute difference.
         scale: largest absolute value of the reference.
+        added_db: SQNR of the model's output if it had only the error that this operation adds; None where nobody asked.
+        share: of the output's error; see :mod:`fxq.analysis.attribution`. None where nobody asked.
     """
 
     name: str
@@ -54,6 +57,8 @@ class LayerError:
     cosine: float
     max_abs: float
     scale: float
+    added_db: float | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,18 @@ class Comparison:
 
     Attributes:
         output: the error of the output, all its tensors together.
-        layers: the error of each operation with a counterpart, the worst first.
+        layers: the error of each operation with a counterpart, the worst first: what adds most to the output's error
+            where that was asked for, else what has the lowest SQNR.
         uncompared: operations without one.
         batches: how many batches ran.
+        unattributed: the share of the output's error that no operation bears; None where nobody asked.
     """
 
     output: LayerError
     layers: tuple[LayerError, ...]
     uncompared: tuple[Uncompared, ...]
     batches: int
+    unattributed: float | None = None
 
     def __getitem__(self, name: str) -> LayerError:
         """Return the layer with this module path or node name; KeyError where there is none."""
@@ -93,6 +101,7 @@ class Comparison:
         """Return plain data for JSON; infinite ratios are ``None``, next to a ``max_abs`` of 0."""
         return {
             "batches": self.batches,
+            "unattributed": self.unattributed,
             "output": _plain(self.output),
             "layers": [_plain(layer) for layer in self.layers],
             "uncompared": [asdict(entry) for entry in self.uncompared],
@@ -103,12 +112,17 @@ class Comparison:
         batches = f"{self.batches} batch" + ("es" if self.batches != 1 else "")
         table = Table(box=box.SIMPLE_HEAD, title=f"Error against the reference over {batches}, worst layers first",
                       title_justify="left", show_footer=True)  # fmt: skip
-        total = ("output", "", "", *_numbers(self.output))
-        headings = ("layer", "kind", "reference", "SQNR", "cosine", "max error", "max value")
+        attributed = self.unattributed is not None
+        total = ["output", "", "", *_numbers(self.output)]
+        headings = ["layer", "kind", "reference", "SQNR", "cosine", "max error", "max value"]
+        if attributed:
+            headings += ["adds", "share of the output's error"]
+            total += ["", f"{self.unattributed:.1%} elsewhere"]
         for i, (heading, footer) in enumerate(zip(headings, total, strict=True)):
             table.add_column(heading, footer, justify="left" if i < 3 else "right", overflow="fold", no_wrap=i >= 3)
         for layer in self.layers:
-            table.add_row(layer.module_path or layer.name, layer.kind, layer.reference, *_numbers(layer))
+            added = [f"{layer.added_db:.1f} dB", f"{layer.share:.1%}"] if layer.added_db is not None else []
+            table.add_row(layer.module_path or layer.name, layer.kind, layer.reference, *_numbers(layer), *added)
         return table
 
     def __rich__(self) -> RenderableType:
@@ -122,7 +136,7 @@ class Comparison:
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def compare(reference: nn.Module, gm: nn.Module, data: Any) -> Comparison:
+def compare(reference: nn.Module, gm: nn.Module, data: Any, *, attribute: bool = False) -> Comparison:
     """Run both models on the same data and measure how far ``gm`` lies from ``reference``, layer by layer.
 
     Each operation of ``gm`` is compared with the value of ``reference`` that it stands for: a convolution into which a
@@ -135,6 +149,9 @@ def compare(reference: nn.Module, gm: nn.Module, data: Any) -> Comparison:
         gm: a compiled graph of any stage, or another module of the same structure.
         data: a batch (a tensor, a tuple of arguments, a dict of keyword arguments) or an iterable of batches, such as
             a list or a DataLoader. What a tuple has beyond the model's arguments (labels) is left out.
+        attribute: find out how much each operation adds to the output's error, too, by putting the values of ``gm``
+            into the reference one after another (:mod:`fxq.analysis.attribution`). With n operations that takes about
+            n / 2 more runs of the reference, and all activations of a batch are in memory.
 
     Raises:
         InputError: the outputs of the two have different structures or shapes, or ``data`` is a callable.
@@ -147,7 +164,7 @@ def compare(reference: nn.Module, gm: nn.Module, data: Any) -> Comparison:
         raise InputError(
             "the data to compare on is a callable", fix="give batches: two models must run on the same ones"
         )
-    pair = _Pair(_prepared(reference, first), _prepared(gm, first))
+    pair = _Pair(_prepared(reference, first), _prepared(gm, first), attribute)
     for inputs in batches:
         pair.add(inputs)
     return pair.result()
@@ -176,7 +193,7 @@ def _prepared(model: nn.Module, inputs: ModelInputs) -> fx.GraphModule:
 class _Pair:
     """Two graphs, and the error of each pair of values so far."""
 
-    def __init__(self, reference: fx.GraphModule, compiled: fx.GraphModule) -> None:
+    def __init__(self, reference: fx.GraphModule, compiled: fx.GraphModule, attribute: bool) -> None:
         self._reference = reference
         self._compiled = compiled
         self._matching: Matching = match_nodes(reference, compiled)
@@ -187,6 +204,9 @@ class _Pair:
         self._output = ErrorSums()
         self._batches = 0
         self._values: dict[fx.Node, list[Tensor]] = {}
+        self._actual: dict[fx.Node, Tensor] = {}
+        order = [(n, self._matching.pairs[n]) for n in compiled.graph.nodes if n in self._matching.pairs]
+        self._attribution = Attribution(reference, order) if attribute else None
 
     def add(self, inputs: ModelInputs) -> None:
         """Run both graphs on a batch."""
@@ -207,17 +227,24 @@ class _Pair:
                 f"the outputs of the two models differ in structure: {error}",
                 fix="give the model that the graph was compiled from as the reference",
             ) from error
+        if self._attribution is not None:
+            self._attribution.add(inputs, self._actual, actual)
+            self._actual.clear()
 
     def result(self) -> Comparison:
         """Return the errors over all batches added."""
-        layers = [self._error(node, sums) for node, sums in self._sums.items() if node not in self._uncompared]
+        added = {} if self._attribution is None else self._attribution.added()
+        compared = [(node, sums) for node, sums in self._sums.items() if node not in self._uncompared]
+        layers = [self._error(node, sums, added.get(node)) for node, sums in compared]
         output = _error("output", "", "output", "output", self._output.distance())
         uncompared = tuple(
             Uncompared(n.name, node_info(n).module_path, self._kind(n), self._uncompared[n])
             for n in self._compiled.graph.nodes
             if n in self._uncompared
         )
-        return Comparison(output, tuple(sorted(layers, key=lambda e: e.sqnr_db)), uncompared, self._batches)
+        rest = None if self._attribution is None else self._attribution.rest().share
+        worst = tuple(sorted(layers, key=lambda e: (math.inf if e.added_db is None else e.added_db, e.sqnr_db)))
+        return Comparison(output, worst, uncompared, self._batches, rest)
 
     def _look(self, node: fx.Node, value: Any) -> None:
         parameters = _quantises(node, self._compiled)
@@ -237,14 +264,17 @@ class _Pair:
         if node not in self._matching.pairs:
             return
         expected = self._values.pop(self._matching.pairs[node])
+        if self._attribution is not None and len(tensors) == 1:
+            self._actual[node] = tensors[0].detach().clone()  # a later operation may write into it
         try:
             self._sums.setdefault(node, ErrorSums()).add(expected, tensors)
         except ValueError as error:
             self._uncompared[node] = f"the reference and the graph have {error} here"
 
-    def _error(self, node: fx.Node, sums: ErrorSums) -> LayerError:
+    def _error(self, node: fx.Node, sums: ErrorSums, added: Added | None) -> LayerError:
         reference = self._matching.pairs[node].name
-        return _error(node.name, node_info(node).module_path, self._kind(node), reference, sums.distance())
+        found = _error(node.name, node_info(node).module_path, self._kind(node), reference, sums.distance())
+        return found if added is None else replace(found, added_db=added.db, share=added.share)
 
     def _kind(self, node: fx.Node) -> str:
         return kind_text(identify(node, self._compiled).kind)
@@ -296,8 +326,8 @@ def _error(name: str, path: str, kind: str, reference: str, d: Distance) -> Laye
 
 
 def _plain(error: LayerError) -> dict[str, Any]:
-    finite = math.isfinite(error.sqnr_db)
-    return {**asdict(error), "sqnr_db": error.sqnr_db if finite else None}
+    data = asdict(error)
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()}
 
 
 def _numbers(error: LayerError) -> tuple[str, ...]:

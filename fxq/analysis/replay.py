@@ -26,13 +26,15 @@ class Replay:
     Attributes:
         partial: whether a part of the graph can be run by itself. Where a value is overwritten that is read again
             later, it cannot, and :meth:`again` computes everything that it was not given.
+        writers: the nodes that write into their inputs.
     """
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
         self._nodes: list[fx.Node] = list(gm.graph.nodes)
-        self._copying: frozenset[fx.Node] | None = None
+        self._begun = False
         self.partial = True
+        self.writers: frozenset[fx.Node] = frozenset()
 
     def values(self, inputs: ModelInputs) -> Values:
         """Run the graph and return the value of each node, the output's included.
@@ -41,7 +43,8 @@ class Replay:
             GraphError: a node fails; names the node and its module path.
         """
         own = clone_inputs(inputs)
-        if self._copying is None:
+        if not self._begun:
+            self._begun = True
             self._find_writes(own)
             own = clone_inputs(inputs)
         placeholders = [n for n in self._nodes if n.op == "placeholder"]
@@ -80,7 +83,7 @@ class Replay:
 
     def _run(self, node: fx.Node, interpreter: fx.Interpreter) -> Any:
         args, kwargs = interpreter.fetch_args_kwargs_from_env(node)
-        if self._copying and node in self._copying:
+        if self.partial and node in self.writers:
             args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
         try:
             return getattr(interpreter, node.op)(node.target, args, kwargs)
@@ -104,7 +107,7 @@ class Replay:
             versions[node] = [(t, t._version) for t in tensors_in(value) if not t.is_inference()]
 
         run_recorded(self._gm, inputs.args, dict(inputs.kwargs), watch)
-        self._copying = frozenset(writers) if self.partial else frozenset()
+        self.writers = frozenset(writers)
 
     def _read_later(
         self, writer: fx.Node, written: set[int], versions: Mapping[fx.Node, list[tuple[Tensor, int]]]
