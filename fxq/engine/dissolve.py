@@ -25,9 +25,9 @@ def dissolve(gm: fx.GraphModule) -> fx.GraphModule:
     values: dict[fx.Node, Any] = {}
     for node in gm.graph.nodes:
         if node in found:
-            values[node] = _inline(graph, root, found[node], [values[i] for i in node.args])  # type: ignore[index]
+            values[node] = _inline(graph, root, found[node], [values[i] for i in node.args])
         elif _picks(node, found):
-            values[node] = values[node.args[0]][node.args[1]]  # type: ignore[index]
+            values[node] = values[node.args[0]][node.args[1]]
         else:
             values[node] = _copy(graph, root, gm, node, values)
     graph._codegen = gm.graph._codegen
