@@ -38,7 +38,7 @@ def layout(rng: random.Random, *, halo: bool = False, step: bool = False) -> Lay
 
 def run_all(
     build: Build, inputs: Sequence[Tensor], expected: Tensor, layouts: Sequence[Layout] | None = None, *,
-    fill: int = 77, threads: int = 1, group: int | None = None,
+    fill: int = 77, threads: int = 1, group: int | None = None, extra: Sequence[Tensor] = (),
 ) -> None:  # fmt: skip
     """Run an operation on every instruction set and compare all bytes of the frame of its output.
 
@@ -47,6 +47,7 @@ def run_all(
         expected: what the operation must write, exactly.
         layouts: of the inputs, then of the output.
         group: images of a chunk; None: all.
+        extra: further inputs of the call, which ``build`` adds itself.
     """
     places = list(layouts or [Layout()] * (len(inputs) + 1))
     generator = torch.Generator().manual_seed(1)
@@ -66,7 +67,7 @@ def run_all(
         builder.store(whole)
         _slice(target, place, with_halo=True)[:] = fill
         _slice(target, place)[:] = expected
-        (got,) = builder.run(frames, isa, threads)
+        (got,) = builder.run([*frames, *extra], isa, threads)
         assert torch.equal(got, target), _difference(isa, got, target)
 
 
