@@ -91,12 +91,17 @@ class Search:
             low, high = (low, middle) if self._holds(recipe, layers[:middle]) else (middle, high)
         return list(layers[:high])
 
-    def _give_back(self, recipe: Recipe, kept: list[Layer]) -> None:
-        """Return to int8 each layer that the metric does not need in float, those that cost most in float first."""
+    def _give_back(self, recipe: Recipe, kept: list[Layer]) -> list[Layer]:
+        """Return to int8 each layer that the metric does not need in float, those that cost most in float first.
+
+        Returns:
+            The layers that stay in float.
+        """
         for layer in sorted(kept, key=lambda x: -x.penalty_s):
             fewer = [x for x in kept if x is not layer]
             if fewer and self._holds(recipe, fewer):
                 kept = fewer
+        return kept
 
     def _holds(self, recipe: Recipe, layers: Sequence[Layer]) -> bool:
         names = tuple(x.name for x in layers)

@@ -1,0 +1,162 @@
+"""The search alone, on a tester that knows which sets of layers hold."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from rich.console import Console
+
+import fxq
+from fxq.tuning.candidates import candidates, describe, for_ranking, key_of
+from fxq.tuning.journal import Journal
+from fxq.tuning.layers import Layer, select
+from fxq.tuning.ranking import noise_of, ranked
+from fxq.tuning.search import Search
+from fxq.tuning.sensitivity_result import LayerSensitivity, Sensitivity, SensitivityTimes
+from fxq.tuning.trials import Goal, Trial, TuningReport
+
+START = fxq.Recipe("int8")
+
+
+def _layer(name: str, penalty: float = 1.0) -> Layer:
+    return Layer(name, (name,), "conv2d", 10, penalty)
+
+
+@dataclass
+class FakeTester:
+    """Answers as a model would of which ``needed`` layers must be in float."""
+
+    holds: Callable[[set[str]], bool]
+    drops: dict[str, float] = field(default_factory=dict)
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+    recipes: list[fxq.Recipe] = field(default_factory=list)
+    chosen: int = 0
+    spent: float = 0.0
+
+    def try_(self, recipe: fxq.Recipe, float_layers: tuple[str, ...] = (), lost: float = 0.0) -> Trial:
+        self.asked.append(float_layers)
+        self.recipes.append(recipe)
+        drop = self.drops.get(describe(recipe), 1.0)
+        holds = self.holds(set(float_layers)) or drop <= 0.1
+        self.chosen = 1 if holds else self.chosen
+        return Trial(len(self.asked), describe(recipe), float_layers, 1.0 - drop, drop, holds)
+
+
+def _search(tester: FakeTester) -> Search:
+    return Search(tester, Journal(None, {}), [], None)  # type: ignore[arg-type]
+
+
+def _kept(needed: Iterable[str], names: str) -> tuple[list[str] | None, FakeTester]:
+    tester = FakeTester(lambda given: set(needed) <= given)
+    search = _search(tester)
+    found = search._fewest(START, [_layer(n, float(i)) for i, n in enumerate(names)])
+    kept = found if found is None else search._give_back(START, found)
+    return None if kept is None else [x.name for x in kept], tester
+
+
+@pytest.mark.parametrize("needed", ["a", "b", "c", "ac", "bf", "h", "abcdefgh"])
+def test_only_what_the_metric_needs_stays_in_float(needed):
+    kept, tester = _kept(needed, "abcdefgh")
+    assert kept == list(needed)
+    assert len(tester.asked) <= 7 + 8  # doubling and halving, and giving back
+
+
+def test_what_costs_most_in_float_goes_back_first():
+    _, tester = _kept("d", "abcd")
+    assert tester.asked == [("a",), ("a", "b"), ("a", "b", "c", "d"), ("a", "b", "c"), ("a", "b", "c"), ("a", "b", "d"),
+                            ("a", "d"), ("d",)]  # fmt: skip
+
+
+def test_nothing_holds():
+    kept, tester = _kept("z", "abc")
+    assert kept is None
+    assert tester.asked[-1] == ("a", "b", "c")
+
+
+def test_recipes_end_with_the_first_that_holds():
+    tester = FakeTester(lambda given: False, {"mse, bias": 0.05})
+    assert _search(tester).run(START) == "a recipe holds the metric with all layers in int8"
+    assert [r.activation for r in tester.recipes][-1] == "mse"
+
+
+def test_later_recipes_build_on_the_best():
+    tester = FakeTester(lambda given: False, {"percentile, bias": 0.4, "percentile, bias, equalise": 0.3})
+    best = _search(tester)._recipes(START)
+    assert describe(best) == "percentile, bias, equalise"
+    assert any(describe(r) == "percentile, weights mse, bias" for r in tester.recipes)
+    assert any(describe(r).startswith("percentile, equalise, bias accurate") for r in tester.recipes)
+
+
+def test_recipes_use_half_of_a_budget_at_most():
+    tester = FakeTester(lambda given: False, spent=6.0)
+    Search(tester, Journal(None, {}), [], 10.0)._recipes(START)  # type: ignore[arg-type]
+    assert len(tester.asked) <= 2
+
+
+def test_candidates_keep_what_the_start_says():
+    start = fxq.Recipe("int8", activation="entropy", weight_range="mse", corrections=(), weight="per_tensor")
+    found = list(candidates(start, lambda: start))
+    assert found[0] is start
+    assert all(r.weight == "per_tensor" and r.weight_range == "mse" for r in found)
+    assert len(found) == len(set(found))
+
+
+def test_keys_tell_modules_apart():
+    override = fxq.Override("a", quantise=False)
+    recipes = [START, replace(START, percentile=99.0), replace(START, overrides=(override,))]
+    keys = {key_of(r, layers) for r in recipes for layers in ((), ("a",), ("a", "b"))}
+    assert len(keys) == 9
+    assert key_of(START, ("a", "b")) == key_of(START, ("b", "a"))
+    assert for_ranking(replace(START, corrections=("bias_accurate", "equalise"))).corrections == ("bias", "equalise")
+
+
+def test_ranking_weighs_noise_against_time():
+    rows = [("quiet", 60.0, 20.1), ("loud", 20.0, 30.0), ("dear", 20.0, 30.0), ("only between", float("inf"), 23.0)]
+    found = Sensitivity(
+        20.0, None, None, tuple(LayerSensitivity(n, "", 0, a, w, w - 20, None, None, 0.0) for n, a, w in rows), 1,
+        SensitivityTimes(0, 0, 0, 0, 0),
+    )  # fmt: skip
+    noise = noise_of(found)
+    assert noise["loud"] == pytest.approx(0.01)
+    assert noise["only between"] == pytest.approx(0.01 - 10**-2.3)
+    layers = [_layer("quiet"), _layer("dear", 5.0), _layer("loud"), _layer("only between")]
+    assert [x.name for x in ranked(layers, noise)] == ["loud", "only between", "dear", "quiet"]
+
+
+def test_select_takes_paths_and_globs():
+    layers = [_layer("a.b"), _layer("a.c"), _layer("ab")]
+    assert [x.name for x in select(layers, "a")] == ["a.b", "a.c"]
+    assert [x.name for x in select(layers, ["a*"])] == ["a.b", "a.c", "ab"]
+
+
+def test_goals():
+    assert Goal(0.01).holds(Goal(0.01).drop(0.98, 0.97))  # 0.010000000000000009
+    assert not Goal(0.01).holds(Goal(0.01).drop(0.98, 0.9699))
+    assert not Goal(0.01).holds(float("nan"))
+    assert Goal(0.1, higher_is_better=False).drop(2.0, 2.5) == 0.5
+    assert Goal(0.1, relative=True).drop(50.0, 45.0) == pytest.approx(0.1)
+    assert Goal(0.0).holds(-0.5)
+
+
+def test_the_section_says_what_was_returned_and_shortens_long_lists():
+    names = tuple("abcdefgh")
+    failed = Trial(1, "minmax", names, None, None, False, note="evaluate failed")
+    good = Trial(2, "mse", ("a",), 0.99, 0.01, True, 0.002, 1.5)
+    trials = (Trial(0, "float", (), 1.0, 0.0, True), failed, good)
+    text = _text(TuningReport("a drop of at most 0.01", "interrupted", 2, trials, names, 3.0, 60.0, "tuning.log"))
+    assert "tuned for a drop of at most 0.01; took 3.0 s of 60 s; ended: interrupted" in text
+    assert "returned: trial 2, mse, with 1 layer in float" in text
+    assert "a, b, c and 5 more" in text
+    assert "2 *" in text
+    assert "2.00 ms" in text
+    assert "tuning.log" in text
+    assert "returned: the model in float" in _text(TuningReport("a drop", "interrupted", 0, trials[:2]))
+
+
+def _text(section: TuningReport) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(section)
+    return console.file.getvalue()  # type: ignore[attr-defined]
