@@ -43,11 +43,11 @@ class Segment(nn.Module):
     def __init__(self, subgraph: fx.GraphModule) -> None:
         super().__init__()
         self.subgraph = subgraph
-        self.plans = 0
         self._forget()
         self.eval()
 
     def _forget(self) -> None:
+        self.plans = 0
         self._runs: OrderedDict[Any, Run] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -60,7 +60,9 @@ class Segment(nn.Module):
             TargetError: the engine is not there, or fails.
         """
         try:
-            run = self._runs[tuple([x.shape[1:] for x in inputs])]
+            key = tuple([x.shape[1:] for x in inputs])
+            run = self._runs[key]
+            self._runs.move_to_end(key)
         except (KeyError, AttributeError, IndexError):
             run = self._prepare(inputs)
         return run(*inputs)

@@ -39,12 +39,11 @@ def assemble(builder: Builder, inputs: Sequence[Port], outputs: Sequence[Port], 
     operations = []
     for step, level in zip(steps, levels, strict=True):
         read = tuple(-1 if r is None else table.number(r, writes=False) for r in step.inputs)
-        operations.append(
-            Operation(
-                step.code, read, table.number(step.output, writes=True), tuple(sorted(step.ints.items())),
-                tuple(sorted(step.floats.items())), tuple(map(number, step.constants)), level, step.name,
-            )
-        )  # fmt: skip
+        ints = tuple(sorted((int(k), int(v)) for k, v in step.ints.items()))
+        floats = tuple(sorted((int(k), float(v)) for k, v in step.floats.items()))
+        target = table.number(step.output, writes=True)
+        made = tuple(map(number, step.constants))
+        operations.append(Operation(step.code, read, target, ints, floats, made, level, step.name))
     return Plan(
         tuple(table.values), tuple(operations), tuple(arrays), used, table.arena_bytes, tuple(inputs), tuple(outputs)
     )

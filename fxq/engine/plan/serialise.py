@@ -41,7 +41,7 @@ def from_dict(data: dict[str, Any]) -> Plan:
             tuple(_record(Value, v) for v in data["values"]),
             tuple(_record(Operation, o) for o in data["operations"]),
             tuple(_decode(a) for a in data["constants"]),
-            _tuples(data["groups"]),
+            tuple(int(size) for size in data["groups"]),
             int(data["arena_bytes"]),
             tuple(_record(Port, p) for p in data["inputs"]),
             tuple(_record(Port, p) for p in data["outputs"]),
