@@ -14,11 +14,12 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+ENGINE = "fxq.engine._native"
 SOURCES = Path("fxq/engine/csrc")
 #: Compiled once.
 COMMON = (
-    "arena", "check_common", "check_conv", "check_load_store", "check_pointwise", "check_spatial", "halo", "isa",
-    "kernels", "program", "run", "validate",
+    "arena", "check_common", "check_conv", "check_load_store", "check_pointwise", "check_spatial", "check_transformer",
+    "halo", "isa", "kernels", "program", "run", "validate",
 )  # fmt: skip
 #: Compiled for each instruction set of the row.
 VECTOR = ("portable", "avx2", "avx512vnni")
@@ -30,6 +31,8 @@ KERNELS = {
     "moves": VECTOR,
     "pool": VECTOR,
     "resize": VECTOR,
+    "norms": VECTOR,
+    "attention": VECTOR,
 }
 FLAGS = ("-std=c++17", "-O3", "-g0", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread",
          "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized")  # fmt: skip
@@ -57,6 +60,9 @@ class BuildEngine(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build the library where setuptools looks for the extension."""
+        if ext.name != ENGINE:
+            super().build_extension(ext)
+            return
         folder = Path(self.build_temp) / "engine"
         extra = tuple(os.environ.get("FXQ_CXXFLAGS", "").split())
         jobs = [(path, (*FLAGS, *own, *extra), folder / (path.stem + suffix)) for path, own, suffix in units()]
@@ -85,12 +91,19 @@ def own_time() -> float:
 setup(
     ext_modules=[
         Extension(
-            "fxq.engine._native",
+            ENGINE,
             [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
             depends=[str(path) for path in sorted(SOURCES.glob("*.h"))],
             language="c++",
             optional=True,
-        )
+        ),
+        Extension(
+            "fxq.nn.kernels._recurrent",
+            ["fxq/nn/kernels/csrc/recurrent.cpp"],
+            language="c++",
+            optional=True,
+            extra_compile_args=list(FLAGS),
+        ),
     ],
     cmdclass={"build_ext": BuildEngine},
 )

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fxq.nn.dynamic_codes import symmetric_codes
 from fxq.nn.kernels.int_product import Product, int_product
+from fxq.nn.kernels.native_recurrent import native_steps
 
 #: How many gates each kind of layer has.
 GATES: Final = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -58,11 +59,16 @@ def make_steps(kind: str, weights: RecurrentWeights, granularity: str, backend: 
     """Return the loop over the steps of a layer of this ``kind``, one of :data:`GATES`."""
     weight, scale = weights.hidden
     if kind == "LSTM":
-        order = lstm_order(len(scale))
-        codes = Codes(weight[order].contiguous(), scale[order], granularity, backend)
+        order = lstm_order(len(scale)).to(weight.device)
+        weight, scale = weight[order].contiguous(), scale[order]
+    if backend != "reference" and granularity == "token" and weights.projection is None:
+        compiled = native_steps(kind, weight, scale, weights.gru_bias)
+        if compiled is not None:
+            return compiled
+    codes = Codes(weight, scale, granularity, backend)
+    if kind == "LSTM":
         tail = None if weights.projection is None else Codes(*weights.projection, granularity, backend)
         return _lstm(codes, tail)
-    codes = Codes(weight, scale, granularity, backend)
     return _gru(codes, weights.gru_bias) if kind == "GRU" else _rnn(codes, relu=kind == "RNN_RELU")
 
 

@@ -48,7 +48,8 @@ def _reference(weight: Tensor, scale: Tensor) -> Product:
 def _operators(weight: Tensor, scale: Tensor) -> Product:
     outputs, inputs = weight.shape
     columns = weight.t()
-    few = MANY // (outputs * inputs) if int_mm_is_exact() else 0
+    # torch 2.13's _int_mm is wrong for matrices with one column
+    few = MANY // (outputs * inputs) if inputs > 1 and outputs > 1 and int_mm_is_exact() else 0
     packed = functools.cache(lambda: torch.ops.onednn.qlinear_prepack(weight.contiguous(), None))
     operator, zero = torch.ops.onednn.qlinear_pointwise.default, torch.zeros(outputs, dtype=torch.int32)
     tail: tuple[object, ...] = (scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
