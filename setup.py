@@ -25,6 +25,7 @@ COMMON = (
 VECTOR = ("portable", "avx2", "avx512vnni")
 KERNELS = {
     "conv": ("portable",),
+    "conv_vector": ("avx2", "avxvnni", "avx512vnni"),
     "load_store": VECTOR,
     "unary": VECTOR,
     "binary": VECTOR,

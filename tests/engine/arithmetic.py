@@ -70,3 +70,38 @@ def function(code: abi.Function, x: Tensor, builder_isa: str = "portable") -> Te
     builder.operation(Code.UNARY_F32, [value], result, ints={9: code}, floats={3: 0.25, 4: 0.75})
     builder.store(result)
     return builder.run([x], builder_isa)[0]
+
+
+_EXPONENTIAL = (0.6931471824645996, 0.24022647738456726, 0.055503323674201965, 0.00961843691766262,
+                0.0013398873852565885, 0.00015353361959569156)  # fmt: skip
+
+
+def exponential(x: Tensor) -> Tensor:
+    """e^x of float32 x <= 0 as the engine computes it."""
+    bounded = x.clamp_min(single(-87.3))
+    shifted = fma(bounded, single(1.4426950216293335), 12582912.0)
+    whole = shifted - 12582912.0
+    part = fma(bounded, single(1.4426950216293335), -whole)
+    part = fma(bounded, single(1.9259629911266175e-8), part)
+    total = torch.full_like(part, _EXPONENTIAL[-1])
+    for coefficient in reversed(_EXPONENTIAL[:-1]):
+        total = fma(total, part, single(coefficient))
+    power = torch.ldexp(fma(total, part, 1.0), whole)
+    return torch.where(x < single(-87.3), torch.zeros_like(x), power)
+
+
+def sum_in_parts(x: Tensor) -> Tensor:
+    """Sum of the last dimension in 64 parts, then in pairs, 32 apart first."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 64)).unflatten(-1, (-1, 64))  # type: ignore[no-untyped-call]
+    parts = torch.zeros_like(padded[..., 0, :])
+    for i in range(padded.shape[-2]):
+        parts = parts + padded[..., i, :]
+    return in_pairs(parts)
+
+
+def in_pairs(parts: Tensor) -> Tensor:
+    """Add 64 parts in pairs, 32 apart first."""
+    while parts.shape[-1] > 1:
+        half = parts.shape[-1] // 2
+        parts = parts[..., :half] + parts[..., half:]
+    return parts.squeeze(-1)

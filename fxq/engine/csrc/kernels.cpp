@@ -19,12 +19,19 @@ namespace fxq {
     extern const Kernel resize_kernel;                                \
     extern const Kernel quantise_kernel, dequantise_kernel;           \
     extern const Kernel unary_kernel;                                 \
+    extern const Kernel layer_norm_kernel, softmax_kernel;            \
+    extern const Kernel attention_kernel;                             \
     }
-namespace portable {
-extern const Kernel conv_kernel;
-}
+#define FXQ_CONVOLUTIONS(ns)                                          \
+    namespace ns {                                                    \
+    extern const Kernel conv_kernel;                                  \
+    }
+FXQ_CONVOLUTIONS(portable)
 FXQ_KERNELS(portable)
 #if FXQ_X86
+FXQ_CONVOLUTIONS(avx2)
+FXQ_CONVOLUTIONS(avxvnni)
+FXQ_CONVOLUTIONS(avx512vnni)
 FXQ_KERNELS(avx2)
 FXQ_KERNELS(avx512vnni)
 #endif
@@ -34,7 +41,10 @@ namespace {
 #if FXQ_X86
 #define FXQ_VECTOR(kernel) \
     { &portable::kernel, &avx2::kernel, nullptr, &avx512vnni::kernel, nullptr }
+#define FXQ_DOT(kernel) \
+    { &portable::kernel, &avx2::kernel, &avxvnni::kernel, &avx512vnni::kernel, nullptr }
 #else
+#define FXQ_DOT(kernel) FXQ_VECTOR(kernel)
 #define FXQ_VECTOR(kernel) \
     { &portable::kernel, nullptr, nullptr, nullptr, nullptr }
 #endif
@@ -42,7 +52,7 @@ namespace {
 const Family FAMILIES[] = {
     {FXQ_LOAD, "load", check_load, FXQ_VECTOR(load_kernel)},
     {FXQ_STORE, "store", check_store, FXQ_VECTOR(store_kernel)},
-    {FXQ_CONV, "convolution", check_conv, {&portable::conv_kernel, nullptr, nullptr, nullptr, nullptr}},
+    {FXQ_CONV, "convolution", check_conv, FXQ_DOT(conv_kernel)},
     {FXQ_DEPTHWISE, "depthwise", check_depthwise, {&portable::conv_kernel, nullptr, nullptr, nullptr, nullptr}},
     {FXQ_LOOKUP, "lookup", check_lookup, FXQ_VECTOR(lookup_kernel)},
     {FXQ_COPY, "copy", check_copy, FXQ_VECTOR(copy_kernel)},
@@ -55,6 +65,9 @@ const Family FAMILIES[] = {
     {FXQ_DEQUANTISE, "dequantise", check_dequantise, FXQ_VECTOR(dequantise_kernel)},
     {FXQ_ADD_F32, "add float32", check_add_real, FXQ_VECTOR(add_kernel)},
     {FXQ_UNARY_F32, "activation of float32", check_unary, FXQ_VECTOR(unary_kernel)},
+    {FXQ_LAYER_NORM, "layer norm", check_layer_norm, FXQ_VECTOR(layer_norm_kernel)},
+    {FXQ_SOFTMAX, "softmax", check_softmax, FXQ_VECTOR(softmax_kernel)},
+    {FXQ_ATTENTION, "attention", check_attention, FXQ_VECTOR(attention_kernel)},
 };
 
 }  // namespace
