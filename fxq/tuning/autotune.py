@@ -22,11 +22,12 @@ from fxq.manager.running import run_on_copy
 from fxq.quant.recipe import Recipe
 from fxq.targets import resolve_target
 from fxq.tracing import ModelInputs
+from fxq.tuning.budget import Budget, SearchEndedError
 from fxq.tuning.journal import Journal, graph_digest
 from fxq.tuning.measuring import Evaluate, check_evaluate
 from fxq.tuning.search import Search
 from fxq.tuning.sensitivity import comparison_batches, int8_recipe
-from fxq.tuning.tester import Built, SearchEndedError, Tester
+from fxq.tuning.tester import Built, Tester
 from fxq.tuning.trials import Goal, TuningReport
 from fxq.tuning.workbench import Workbench
 
@@ -77,8 +78,9 @@ def autotune(
         max_drop: how much worse than the float model's the metric may be; 0.01 of an accuracy in [0, 1] is one point.
         relative: ``max_drop`` is a share of the float model's metric.
         higher_is_better: False for a loss or an error rate.
-        budget_s: how long to search, in seconds; no trial begins that would not end in time if it took as long as the
-            longest so far. The float model is measured and the data calibrated on in any case.
+        budget_s: how long to search, in seconds. Recipes get half of it; no trial begins that would not end in time if
+            it took as long as its like so far, but ``evaluate`` and corrections are not cut off. The float model is
+            measured and the data calibrated on in any case.
         log: a file that gets a line of JSON after each trial. Given again with the same model, data, target and seed,
             the search goes on from there. The metric of the float model is measured again, and must be as it was.
         recipe: where the search starts; its overrides stay. By default ``fxq.Recipe("int8")``.
@@ -98,7 +100,7 @@ def autotune(
     bench = Workbench(model, example_inputs, calibration, target, histograms=True, progress=False)
     journal = Journal(log, {"model": graph_digest(bench.traced), "target": target, "seed": seed})
     console = Console(stderr=True) if (sys.stderr.isatty() if progress is None else progress) else None
-    tester = Tester(bench, evaluate, goal, journal, seed=seed, budget_s=budget_s, begin=begin, progress=console)
+    tester = Tester(bench, evaluate, goal, journal, seed=seed, budget=Budget(budget_s, begin), progress=console)
     order: Sequence[str] = ()
     try:
         tester.begin()
@@ -106,7 +108,7 @@ def autotune(
         statistics = bench.statistics(tester.base(start).float_graph)
         journal.confirm(data=statistics.digest)
         batches = comparison_batches(model, bench, data)
-        search = Search(tester, journal, batches, budget_s)
+        search = Search(tester, journal, batches)
         try:
             ended = search.run(start)
         finally:
@@ -118,7 +120,7 @@ def autotune(
     except SearchEndedError as reason:
         ended = str(reason)
     section = TuningReport(
-        str(goal), ended, tester.chosen, tuple(tester.trials), tuple(order), tester.spent, budget_s,
+        str(goal), ended, tester.chosen, tuple(tester.trials), tuple(order), tester.budget.spent, budget_s,
         None if log is None else str(log), tuple(_notes(tester)),
     )  # fmt: skip
     return _reported(tester.best(), bench, section)

@@ -24,13 +24,10 @@ class Search:
         order: the layers in the order in which they are left in float; empty until that begins.
     """
 
-    def __init__(
-        self, tester: Tester, journal: Journal, batches: Sequence[ModelInputs], budget_s: float | None
-    ) -> None:
+    def __init__(self, tester: Tester, journal: Journal, batches: Sequence[ModelInputs]) -> None:
         self._tester = tester
         self._journal = journal
         self._batches = batches
-        self._budget = budget_s
         self._best = Recipe("int8")
         self.order: tuple[str, ...] = ()
 
@@ -55,9 +52,7 @@ class Search:
         """Try recipes until one holds the metric; return the best."""
         self._best, highest = start, self._tester.try_(start)
         for recipe in candidates(start, lambda: self._best):
-            if highest.holds:
-                break
-            if self._budget is not None and self._tester.spent > _FOR_RECIPES * self._budget:
+            if highest.holds or self._tester.budget.used(_FOR_RECIPES):
                 break
             trial = self._tester.try_(recipe)
             if trial.drop is not None and (highest.drop is None or trial.drop < highest.drop):
@@ -71,10 +66,10 @@ class Search:
         noted = self._journal.noted("noise") or {}
         key = key_of(recipe, ())
         if key not in noted:
-            self._tester.check_time()
+            self._tester.budget.check()
             simple = for_ranking(recipe)
             base = base if simple == recipe else self._tester.bench.quantise(simple)
-            study = Study(self._tester.bench, base, layers, progress=False, check=self._tester.check_time)
+            study = Study(self._tester.bench, base, layers, progress=False, check=self._tester.budget.check)
             noted = {key: noise_of(study.result(self._batches))}
             self._journal.note("noise", noted)
         return ranked(layers, noted[key])

@@ -14,6 +14,7 @@ from fxq.errors import FxqError
 from fxq.manager import PassRecord
 from fxq.quant.overrides import Override
 from fxq.quant.recipe import Recipe
+from fxq.tuning.budget import Budget, SearchEndedError
 from fxq.tuning.candidates import describe, key_of
 from fxq.tuning.journal import Journal, graph_digest
 from fxq.tuning.latency import latencies
@@ -23,10 +24,6 @@ from fxq.tuning.workbench import Quantised, Workbench
 
 #: Trials in a row that fail in ``evaluate`` before the search gives up.
 _FAILURES = 2
-
-
-class SearchEndedError(Exception):
-    """The search cannot go on; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -54,34 +51,23 @@ class Tester:
         journal: Journal,
         *,
         seed: int,
-        budget_s: float | None,
-        begin: float,
+        budget: Budget,
         progress: Console | None,
     ) -> None:
         self.bench, self.goal = bench, goal
         self._evaluate, self._journal, self._seed = evaluate, journal, seed
-        self._budget, self._begin, self._progress = budget_s, begin, progress
+        self.budget, self._progress = budget, progress
         self.trials: list[Trial] = []
         self.chosen = 0
         self._float = Built(*bench.float_module())
         self._bases: dict[Recipe, Quantised] = {}
+        self._favourite: tuple[float, Recipe | None] = (math.inf, None)
         self._keys: dict[str, int] = {}
         self._same: dict[str, int] = {}
         self._best: Built | None = None
         self._how: tuple[Recipe, tuple[str, ...]] = (Recipe("float"), ())
         self._lost = self._drop = math.inf
-        self._longest = 0.0
         self._failures = 0
-
-    @property
-    def spent(self) -> float:
-        """Seconds since the search began."""
-        return time.perf_counter() - self._begin
-
-    @property
-    def left(self) -> float:
-        """Seconds that are left of the budget."""
-        return math.inf if self._budget is None else self._budget - self.spent
 
     def begin(self) -> None:
         """Measure the float model, as the first trial.
@@ -92,19 +78,17 @@ class Tester:
         start = time.perf_counter()
         gm = self._float.module
         metric = measure_float(self._evaluate, gm, self._seed)
-        self._longest = time.perf_counter() - start
         latency, _ = latencies(gm, gm, self.bench.inputs)
-        self._add(Trial(0, "float", (), metric, 0.0, True, latency, 1.0, time.perf_counter() - start))
-
-    def check_time(self) -> None:
-        """Raise SearchEndedError where a trial as long as the longest so far would not end within the budget."""
-        if self.left < self._longest:
-            raise SearchEndedError(f"the budget of {self._budget:g} s is spent")
+        seconds = time.perf_counter() - start
+        self.budget.evaluated(seconds)
+        self._add(Trial(0, "float", (), metric, 0.0, True, latency, 1.0, seconds))
 
     def base(self, recipe: Recipe) -> Quantised:
         """Return the model with all layers quantised by ``recipe``."""
         if recipe not in self._bases:
-            self._bases = {recipe: self.bench.quantise(recipe)}  # one at a time: each holds a set of weights
+            best = self._favourite[1]  # each holds a set of weights: the best and the latest stay
+            self._bases = {r: base for r, base in self._bases.items() if r == best}
+            self._bases[recipe] = self.bench.quantise(recipe)
         return self._bases[recipe]
 
     def try_(self, recipe: Recipe, float_layers: tuple[str, ...] = (), lost: float = 0.0) -> Trial:
@@ -122,16 +106,18 @@ class Tester:
         known, built = self._journal.trial(key), None
         found = {} if known is None else known
         if known is None:
-            self.check_time()
+            self.budget.check(recipe, bool(float_layers))
             start = time.perf_counter()
             found, built = self._run(recipe, float_layers)
             found["seconds"] = time.perf_counter() - start
-            self._longest = max(self._longest, found["seconds"])
-            self._journal.add_trial(key, found)
+            if not self._failures:  # what failed in evaluate is asked again after a resume
+                self._journal.add_trial(key, found)
         trial = self._judged(found, describe(recipe), float_layers, known is not None)
         self._keys[key] = trial.number
         self._same.setdefault(str(found.get("digest")), trial.number)
         self._add(trial)
+        if trial.drop is not None and not float_layers:
+            self._favourite = min(self._favourite, (trial.drop, recipe), key=lambda found: found[0])
         if trial.drop is not None and trial.holds and (lost, trial.drop) < (self._lost, self._drop):
             self.chosen, self._lost, self._drop, self._best = trial.number, lost, trial.drop, built
             self._how = recipe, float_layers
@@ -152,15 +138,18 @@ class Tester:
         return Built(*self.bench.lower(base))
 
     def _run(self, recipe: Recipe, float_layers: tuple[str, ...]) -> tuple[dict[str, Any], Built | None]:
+        start = time.perf_counter()
         try:
             built = self.build(recipe, float_layers)
         except FxqError as error:  # a correction that refuses the model, say: other recipes may do
             return {"metric": None, "note": _first_line(error)}, None
+        self.budget.built(recipe, bool(float_layers), time.perf_counter() - start)
         digest = graph_digest(built.module)
         if digest in self._same:
             same = self.trials[self._same[digest]]
             data = {"metric": same.metric, "latency_s": same.latency_s, "speedup": same.speedup}
             return {**data, "note": f"the same module as {same.number}"}, built
+        start = time.perf_counter()
         try:
             metric = measure(self._evaluate, built.module, self._seed)
         except Exception as error:  # whatever the user's function raises
@@ -170,6 +159,7 @@ class Tester:
         if not math.isfinite(metric):
             return {"metric": None, "note": f"evaluate returned {metric}", "digest": digest}, built
         before, after = latencies(self._float.module, built.module, self.bench.inputs)
+        self.budget.evaluated(time.perf_counter() - start)
         return {"metric": metric, "latency_s": after, "speedup": before / after, "digest": digest}, built
 
     def _judged(self, found: dict[str, Any], recipe: str, float_layers: tuple[str, ...], logged: bool) -> Trial:
@@ -190,9 +180,9 @@ class Tester:
         if self._progress is not None:
             metric = "no metric" if trial.metric is None else f"{trial.metric:.5g}"
             kept = f", {count_layers(trial.float_layers)} in float" if trial.float_layers else ""
-            budget = "" if self._budget is None else f" of {self._budget:g} s"
+            budget = "" if self.budget.seconds is None else f" of {self.budget.seconds:g} s"
             line = f"autotune {trial.number}: {trial.recipe}{kept}: {metric} ({'holds' if trial.holds else 'too low'})"
-            self._progress.print(f"{line}, {self.spent:.0f} s{budget}", highlight=False, soft_wrap=True)
+            self._progress.print(f"{line}, {self.budget.spent:.0f} s{budget}", highlight=False, soft_wrap=True)
 
 
 def _first_line(error: BaseException) -> str:

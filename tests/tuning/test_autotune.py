@@ -268,5 +268,6 @@ def test_files_that_are_no_log_stay_as_they_are(hard_task, tmp_path):
 
 
 def test_progress_names_each_trial(hard_task, capfd):
-    fxq.autotune(hard_task.model, calibration=hard_task.loader, evaluate=lambda gm: 1.0, progress=True)
-    assert "autotune 1: minmax, bias: 1 (holds)" in capfd.readouterr().err
+    recipe = fxq.Recipe("int8", activation="mse", corrections=())
+    fxq.autotune(hard_task.model, calibration=hard_task.loader, evaluate=lambda gm: 1.0, recipe=recipe, progress=True)
+    assert "autotune 1: mse: 1 (holds)" in capfd.readouterr().err

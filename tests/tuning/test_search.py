@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 import fxq
+from fxq.tuning.budget import Budget, SearchEndedError
 from fxq.tuning.candidates import candidates, describe, for_ranking, key_of
 from fxq.tuning.journal import Journal
 from fxq.tuning.layers import Layer, select
@@ -34,7 +36,7 @@ class FakeTester:
     asked: list[tuple[str, ...]] = field(default_factory=list)
     recipes: list[fxq.Recipe] = field(default_factory=list)
     chosen: int = 0
-    spent: float = 0.0
+    budget: Budget = field(default_factory=lambda: Budget(None, 0.0))
 
     def try_(self, recipe: fxq.Recipe, float_layers: tuple[str, ...] = (), lost: float = 0.0) -> Trial:
         self.asked.append(float_layers)
@@ -46,7 +48,7 @@ class FakeTester:
 
 
 def _search(tester: FakeTester) -> Search:
-    return Search(tester, Journal(None, {}), [], None)  # type: ignore[arg-type]
+    return Search(tester, Journal(None, {}), [])  # type: ignore[arg-type]
 
 
 def _kept(needed: Iterable[str], names: str) -> tuple[list[str] | None, FakeTester]:
@@ -91,9 +93,26 @@ def test_later_recipes_build_on_the_best():
 
 
 def test_recipes_use_half_of_a_budget_at_most():
-    tester = FakeTester(lambda given: False, spent=6.0)
-    Search(tester, Journal(None, {}), [], 10.0)._recipes(START)  # type: ignore[arg-type]
-    assert len(tester.asked) <= 2
+    tester = FakeTester(lambda given: False, budget=Budget(10.0, time.perf_counter() - 6.0))
+    _search(tester)._recipes(START)
+    assert len(tester.asked) == 1
+
+
+def test_a_step_is_expected_to_take_as_long_as_its_like():
+    budget = Budget(100.0, time.perf_counter() - 50.0)  # 50 s are left
+    budget.evaluated(20.0)
+    budget.built(START, False, 10.0)
+    budget.check(START)
+    budget.built(replace(START, percentile=90), False, 45.0)
+    budget.check()
+    budget.check(START)
+    budget.check(START, variant=True)
+    with pytest.raises(SearchEndedError, match="the budget of 100 s is spent"):
+        budget.check(replace(START, percentile=80))  # as long as the longest recipe
+    budget.built(START, True, 35.0)
+    with pytest.raises(SearchEndedError):
+        budget.check(START, variant=True)
+    Budget(None, 0.0).check(START)
 
 
 def test_candidates_keep_what_the_start_says():
