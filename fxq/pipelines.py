@@ -25,6 +25,7 @@ from fxq.passes.lower_int8 import LowerInt8
 from fxq.passes.quantise_dynamically import QuantiseDynamically
 from fxq.passes.quantise_weights import QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations
+from fxq.passes.round_adaptively import RoundAdaptively
 from fxq.passes.smooth_quant import SmoothQuant
 from fxq.quant.recipe import Recipe
 from fxq.targets import resolve_target
@@ -67,7 +68,9 @@ def _corrections_of_ranges(recipe: Recipe) -> tuple[Pass, ...]:
 
 
 def _corrections_of_layers(recipe: Recipe) -> tuple[Pass, ...]:
-    """The corrections that need the ranges of activations."""
+    """The corrections that need the ranges of activations; each of them takes the place of those named after it."""
+    if "adaround" in recipe.corrections:
+        return (RoundAdaptively(recipe),)
     if "bias_accurate" in recipe.corrections:
         return (CorrectBiasAccurately(recipe),)
     return (CorrectBias(recipe),) if "bias" in recipe.corrections else ()

@@ -13,7 +13,7 @@ from fxq.nn import output_rows
 from fxq.passes._batch_run import arguments_at
 from fxq.passes._channel_scaling import factors_of, scale_inputs, scale_outputs, weight_ranges
 from fxq.passes._scaling_trial import Scaling, Trial, is_better
-from fxq.passes._tally import Tally, mean_db, no_better
+from fxq.passes._tally import Tally, from_to, mean_db, no_better
 from fxq.quant.corrections.balancing import balancing_scale
 from fxq.quant.overrides import Choices
 from fxq.tracing import ModelInputs
@@ -37,14 +37,14 @@ def scale_by_weights(
     left = dict(scalings)
     while True:
         scales = equalised(rw, left, limit)
-        tally, worse = _measured(rw, left, scales, batches, choices)
+        tally, details, worse = _measured(rw, left, scales, batches, choices)
         for node, reason in worse.items():
             rw.refuse(rule, node, reason)
             del left[node]
         if not worse:
             break
     for node, scaling in left.items():
-        scaling.apply(scales[node], rw, rule)
+        scaling.apply(scales[node], rw, rule, details[node])
     return str(tally)
 
 
@@ -78,17 +78,19 @@ def equalised(rw: Rewriter, scalings: Mapping[fx.Node, Scaling], limit: Limit) -
 def _measured(
     rw: Rewriter, scalings: Mapping[fx.Node, Scaling], scales: Mapping[fx.Node, Tensor],
     batches: Sequence[ModelInputs], choices: Choices,
-) -> tuple[Tally, dict[fx.Node, str]]:  # fmt: skip
-    """Compare with and without all scales; also return, for each value that is not better off, the reason to refuse."""
-    tally, worse = Tally(), {}
+) -> tuple[Tally, dict[fx.Node, str], dict[fx.Node, str]]:  # fmt: skip
+    """Compare with and without all scales: the figures of each value that is better off, and the reasons to refuse."""
+    tally, details, worse = Tally(), {}, {}
     inputs = {r.call.node: factors_of(r, scales[node]) for node, s in scalings.items() for r in s.readers.layers}
     for node, args in arguments_at(rw.gm, batches, scalings):
         trial = Trial(scalings[node], args, rw, choices)
         outputs = [scales.get(r.call.node) for r in scalings[node].readers.layers]
-        before = trial.sqnr_db(torch.ones_like(scales[node]))
-        after = trial.sqnr_db(scales[node], inputs.get(node), outputs)
-        if is_better(before, after):
-            tally.add(mean_db(before), mean_db(after))
+        without = trial.sqnr_db(torch.ones_like(scales[node]))
+        with_all = trial.sqnr_db(scales[node], inputs.get(node), outputs)
+        before, after = mean_db(without), mean_db(with_all)
+        if is_better(without, with_all):
+            tally.add(before, after)
+            details[node] = from_to(before, after)
         else:
-            worse[node] = no_better(mean_db(before), mean_db(after))
-    return tally, worse
+            worse[node] = no_better(before, after)
+    return tally, details, worse

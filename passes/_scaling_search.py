@@ -10,7 +10,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.passes._batch_run import Args
 from fxq.passes._channel_scaling import factors_of
 from fxq.passes._scaling_trial import Scaling, Trial
-from fxq.passes._tally import Tally, mean_db, no_better
+from fxq.passes._tally import Tally, from_to, mean_db, no_better
 from fxq.quant.overrides import Choices
 
 Visits = Iterable[tuple[fx.Node, list[Args]]]
@@ -33,7 +33,7 @@ def search_scales(
         candidates: the scales to try.
     """
     tally = Tally()
-    found: dict[fx.Node, Tensor] = {}
+    found: dict[fx.Node, tuple[Tensor, str]] = {}
     inputs: dict[fx.Node, Tensor] = {}
     for node, args in visits:
         scaling = scalings[node]
@@ -44,8 +44,8 @@ def search_scales(
             rw.refuse(rule, node, no_better(before, after))
             continue
         tally.add(before, after)
-        found[node] = best.scale
+        found[node] = best.scale, from_to(before, after)
         inputs |= {r.call.node: factors_of(r, best.scale) for r in scaling.readers.layers}
-    for node, scale in found.items():
-        scalings[node].apply(scale, rw, rule)
+    for node, (scale, detail) in found.items():
+        scalings[node].apply(scale, rw, rule, detail)
     return str(tally)

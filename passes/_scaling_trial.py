@@ -51,10 +51,10 @@ class Scaling:
             0
         )
 
-    def apply(self, scale: Tensor, rw: Rewriter, rule: str) -> None:
+    def apply(self, scale: Tensor, rw: Rewriter, rule: str, detail: str) -> None:
         """Divide the channels of the value by ``scale`` and multiply the weights that read them."""
         layers = self.readers.layers
-        with rw.rule(rule, self.node, *(r.call.node for r in layers)):
+        with rw.rule(rule, self.node, *(r.call.node for r in layers), detail=detail):
             rw.set_module(self.node, scale_outputs(cast(nn.Module, rw.module_of(self.node)), 1.0 / scale))
             for reader in layers:
                 module = cast(nn.Module, rw.module_of(reader.call.node))

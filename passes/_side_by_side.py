@@ -6,7 +6,7 @@ many layers are corrected on the way: a layer that was exchanged acts on all tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import cast
@@ -19,6 +19,7 @@ from fxq.ir.rewriter import copy_graph_module
 from fxq.nn import Epilogue, dequantize, quantize
 from fxq.passes._batch_run import MEMORY, Args, BatchRun
 from fxq.passes._layers import copy_module, epilogue_of
+from fxq.quant.corrections.mean_error import MeanError
 from fxq.quant.observers import Observer
 from fxq.quant.qparams import QParams
 from fxq.tracing import ModelInputs
@@ -65,6 +66,16 @@ class Visit:
             self._wanted = [cast(Tensor, bare(args[0])) for args in self.exact]
         return self._wanted
 
+    @property
+    def targets(self) -> list[Tensor]:
+        """What the quantised layer should give in front of its epilogue, for each batch.
+
+        Where it adds a residual, what that has lost is made up for: ``y + r`` counts, not ``y``.
+        """
+        if not epilogue_of(self.original).add:
+            return self.wanted
+        return [y + (a[1] - b[1]) for y, a, b in zip(self.wanted, self.exact, self.rounded, strict=True)]
+
     def given(self, layer: nn.Module) -> list[Tensor]:
         """What ``layer`` gives on the inputs of the quantised run in front of its epilogue, for each batch."""
         bare = without_epilogue(layer)
@@ -76,11 +87,17 @@ class Visit:
         runs = self.exact if exact else self.rounded
         return [epilogue.apply(v, *args[1:]) for v, args in zip(values, runs, strict=True)]
 
-    def sqnr_db(self, given: list[Tensor]) -> float:
-        """How near the layer's output comes to that of the float run, where ``given`` stands before its epilogue."""
+    def sqnr_db(self, given: list[Tensor], only: Collection[int] | None = None) -> float:
+        """How near the layer's output comes to that of the float run, where ``given`` stands before its epilogue.
+
+        Args:
+            only: the numbers of the batches that count; None for all.
+        """
         sums = ErrorSums()
-        for wanted, actual in zip(self.finished(self.wanted, exact=True), self.finished(given), strict=True):
-            sums.add(wanted, actual)
+        pairs = zip(self.finished(self.wanted, exact=True), self.finished(given), strict=True)
+        for index, (wanted, actual) in enumerate(pairs):
+            if only is None or index in only:
+                sums.add(wanted, actual)
         return sums.distance().sqnr_db
 
 
@@ -149,7 +166,15 @@ class SideBySide:
             self._runs.pop()
 
 
-def channel_axis(layer: nn.Module, y: Tensor) -> int:
+def mean_shift(visit: Visit, given: list[Tensor]) -> Tensor:
+    """What to add to the biases of a layer that gives ``given`` so that its mean is that of the float run."""
+    error = MeanError()
+    for target, actual in zip(visit.targets, given, strict=True):
+        error.add(target, actual, _channel_axis(visit.original, actual))
+    return error.shift().to(given[0].dtype)
+
+
+def _channel_axis(layer: nn.Module, y: Tensor) -> int:
     """The axis of the channels in an output ``y`` of a convolution or linear layer; 0 in that of a single image."""
     if isinstance(layer, nn.Linear):
         return -1

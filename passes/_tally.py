@@ -29,6 +29,11 @@ def mean_db(values: Sequence[float]) -> float:
     return sum(min(max(v, -_EXACT_DB), _EXACT_DB) for v in values) / len(values)
 
 
+def from_to(before: float, after: float) -> str:
+    """Two signal-to-noise ratios, for the record of a match."""
+    return f"{before:.2f} dB to {after:.2f} dB"
+
+
 def no_better(before: float, after: float) -> str:
     """The reason for leaving a layer alone whose measured output would not come nearer to float."""
-    return f"its output would go from {before:.2f} dB to {after:.2f} dB"
+    return f"its output would go from {from_to(before, after)}"

@@ -13,10 +13,9 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY
 from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches, shifted
-from fxq.passes._side_by_side import SideBySide, Visit, channel_axis
-from fxq.passes._tally import Tally, no_better
+from fxq.passes._side_by_side import SideBySide, Visit, mean_shift
+from fxq.passes._tally import Tally, from_to, no_better
 from fxq.progress import track
-from fxq.quant.corrections.mean_error import MeanError
 from fxq.quant.overrides import Choices
 from fxq.quant.recipe import Recipe
 
@@ -57,18 +56,18 @@ class CorrectBiasAccurately(Pass):
         choices = self.recipe.choices(rw.gm)
         runs = SideBySide(rw.gm, batches, quantised_layers(layers, choices), self.memory)
         tally = Tally()
-        corrected: dict[fx.Node, nn.Module] = {}
+        corrected: dict[fx.Node, tuple[nn.Module, str]] = {}
         for visit in track(runs.visits(), "correcting biases", total=len(layers), progress=context.progress):
             if visit.node not in alone:
                 continue
             layer, before, after = _correct(visit, choices)
             if after > before:
-                corrected[visit.node] = layer
+                corrected[visit.node] = layer, from_to(before, after)
                 tally.add(before, after)
             else:
                 rw.refuse("correct", visit.node, no_better(before, after))
-        for node, layer in corrected.items():
-            with rw.rule("correct", node):
+        for node, (layer, detail) in corrected.items():
+            with rw.rule("correct", node, detail=detail):
                 rw.set_module(node, layer)
         context.note(f"{tally}; {runs.batches} of {len(batches)} batches")
 
@@ -79,11 +78,7 @@ def _correct(visit: Visit, choices: Choices) -> tuple[nn.Module, float, float]:
     The visit goes on with the corrected form where it comes nearer.
     """
     given = visit.given(visit.layer)
-    error = MeanError()
-    for wanted, actual in zip(visit.wanted, given, strict=True):
-        error.add(wanted, actual, channel_axis(visit.original, actual))
-    shift = error.shift().to(given[0].dtype)
-    layer = shifted(visit.original, shift)
+    layer = shifted(visit.original, mean_shift(visit, given))
     better = quantised(layer, visit.node, choices)
     before, after = visit.sqnr_db(given), visit.sqnr_db(visit.given(better))
     if after > before:

@@ -15,6 +15,7 @@ from fxq.quant.recipe import Recipe
         (("bias",), ["correct_bias"]),
         (("bias_accurate",), ["correct_bias_accurately"]),
         (("bias", "bias_accurate"), ["correct_bias_accurately"]),
+        (("bias", "adaround", "bias_accurate"), ["round_adaptively"]),
     ],
 )
 def test_corrections_of_layers_follow_calibration(corrections: tuple[str, ...], behind_calibrate: list[str]) -> None:

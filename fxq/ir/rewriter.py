@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ from fxq.ir.stage import graph_state, set_graph_state
 
 @dataclass(frozen=True)
 class Matched:
-    """A rule that fired: the names of the nodes that it matched and the module path of the first."""
+    """A rule that fired: the names of the nodes that it matched, the module path of the first, and figures, if any."""
 
     rule: str
     nodes: tuple[str, ...]
     where: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,12 @@ class Rewriter:
     # -- what a rule did ---------------------------------------------------------------------------------------
 
     @contextmanager
-    def rule(self, name: str, *nodes: fx.Node) -> Iterator[None]:
-        """Name the rule that the edits inside belong to, and count it as a match of ``nodes`` (the anchor first)."""
-        record = self.open_rule(name, *nodes)
+    def rule(self, name: str, *nodes: fx.Node, detail: str = "") -> Iterator[None]:
+        """Name the rule that the edits inside belong to, and count it as a match of ``nodes`` (the anchor first).
+
+        ``detail`` is kept with the match: figures that a reader of the report may want.
+        """
+        record = replace(self.open_rule(name, *nodes), detail=detail)
         yield  # an error leaves the rule open: whoever reports it asks `current` which node was being rewritten
         self.close_rule(record)
 

@@ -32,10 +32,12 @@ class Recipe:
         momentum: weight of a new batch in the moving average, in (0, 1].
         percentile: for ``"percentile"``: per cent of the values that lie within the range, in (0, 100].
         overrides: other options for some layers, see :class:`fxq.Override`; a later one wins.
-        corrections: what mends the errors of rounding, by name, in any order: ``"bias"`` (each layer's mean error, from
-            the errors of its weights) or ``"bias_accurate"`` (layer by layer, on quantised inputs), which takes the
-            place of ``"bias"``; ``"smooth"`` (SmoothQuant: the range of outlier channels moves into linear layers);
-            ``"equalise"`` (cross-layer equalisation: the same between layers with ReLU between them).
+        corrections: what mends the errors of rounding, by name, in any order. For biases and weights one of these:
+            ``"bias"`` (each layer's mean error, from those of its weights), ``"bias_accurate"`` (layer by layer, on
+            quantised inputs), ``"adaround"`` (weights rounded for the output of their layer, and biases corrected); a
+            later one in this list takes the place of those before it. ``"equalise"`` (cross-layer equalisation: ranges
+            of channels move between layers with ReLU between them) and ``"smooth"`` (SmoothQuant: they move from layer
+            norms into linear layers) come before calibration and keep the float function.
 
     Raises:
         InputError: an option is unknown (the nearest names are suggested), or a number is out of range.
@@ -82,7 +84,7 @@ class Recipe:
 
 _NAMES = ("float", "int8", "dynamic", "weight8", "weight4", "bf16", "fp16", "mixed", "auto")
 
-CORRECTIONS: Final = ("bias", "bias_accurate", "smooth", "equalise")
+CORRECTIONS: Final = ("bias", "bias_accurate", "adaround", "smooth", "equalise")
 
 
 def _checked_corrections(given: object) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from fxq.errors import CalibrationError
 from fxq.ir import take_snapshot
 from fxq.ir.metrics import distance
 from fxq.manager import PassContext, PassResult
+from fxq.nn import Epilogue
 from fxq.passes import (
     Calibrate,
     Canonicalise,
@@ -23,7 +24,7 @@ from fxq.quant.calibration import Calibration
 from fxq.quant.recipe import Recipe
 from fxq.tracing import normalise_inputs, trace
 
-COARSE = Recipe(weight="per_tensor")  # larger errors to correct
+COARSE = Recipe(activation="minmax", weight="per_tensor")  # larger errors to correct
 
 
 class Net(nn.Module):
@@ -71,15 +72,13 @@ def _corrected(gm: fx.GraphModule, context: PassContext, recipe: Recipe = COARSE
 
 
 def _means(gm: nn.Module, path: str, x: Tensor) -> Tensor:
-    """The means of each sample in front of the epilogue of a layer, (samples, channels)."""
+    """The means of each sample in front of the activation of a layer, (samples, channels)."""
     seen: list[Tensor] = []
     layer = gm.get_submodule(path)
     epilogue = layer.epilogue if hasattr(layer, "epilogue") else None
     if epilogue is not None:
-        layer.epilogue = type(epilogue)(add=epilogue.add)
-    handle = layer.register_forward_hook(
-        lambda _, given, y: seen.append(y - given[1] if len(given) > 1 else y) and None
-    )
+        layer.epilogue = Epilogue(add=epilogue.add, residual_first=epilogue.residual_first)
+    handle = layer.register_forward_hook(lambda _, given, y: seen.append(y))
     with torch.no_grad():
         gm(x)
     handle.remove()

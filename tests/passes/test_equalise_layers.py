@@ -19,7 +19,7 @@ from fxq.quant.calibration import Calibration
 from fxq.quant.recipe import Recipe
 from fxq.tracing import normalise_inputs, trace
 
-TENSOR = Recipe(weight="per_tensor")
+TENSOR, CHANNEL = (Recipe(activation="minmax", weight=w) for w in ("per_tensor", "per_channel"))
 
 
 def _data(*shape: int) -> list[Tensor]:
@@ -80,7 +80,7 @@ def test_both_sides_of_a_channel_end_with_one_range() -> None:
     assert second.bias is None
 
 
-@pytest.mark.parametrize("recipe", [TENSOR, Recipe()])
+@pytest.mark.parametrize("recipe", [TENSOR, CHANNEL])
 @pytest.mark.parametrize(
     "layers",
     [
@@ -105,7 +105,7 @@ def test_in_float64_the_function_stays(layers: tuple[nn.Module, ...], recipe: Re
         torch.testing.assert_close(result.graph_module(data[1]), gm(data[1]), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("recipe", [TENSOR, Recipe()])
+@pytest.mark.parametrize("recipe", [TENSOR, CHANNEL])
 def test_a_network_that_int8_loses_comes_back(recipe: Recipe) -> None:
     model, data = _mobile(), _data()
     plain = int8_pipeline(recipe, target="reference")
@@ -141,7 +141,7 @@ def test_relu6_stays_and_clips_nothing_that_it_did_not_clip() -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.ReLU6(), nn.Conv2d(2, 2, 1, groups=2, bias=False)).eval()
     model[0].weight = nn.Parameter(torch.tensor([[10.0, 0.0], [0.0, 0.05]]).reshape(2, 2, 1, 1))
     data = [x.abs().clamp(max=2.0) for x in _data(4, 2, 5, 5)]
-    gm, result = _equalised(model, data, Recipe())
+    gm, result = _equalised(model, data, CHANNEL)
     assert result.modified
     out = result.graph_module
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_example_inputs_count_for_the_ceiling_too() -> None:
     """They may be larger than the calibration data, and the pass is verified on them."""
     model = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.ReLU6(), nn.Conv2d(2, 2, 1, groups=2, bias=False)).eval()
     model[0].weight = nn.Parameter(torch.tensor([[10.0, 0.0], [0.0, 0.05]]).reshape(2, 2, 1, 1))
-    manager = int8_pipeline(target="reference").insert_before("insert_observers", EqualiseLayers())
+    manager = int8_pipeline(CHANNEL, target="reference").insert_before("insert_observers", EqualiseLayers(CHANNEL))
     data = [x.abs().clamp(max=2.0) for x in _data(4, 2, 5, 5)]
     gm = fxq.compile(model, 30 * data[0], calibration=data, passes=manager)
     assert any(p.name == "equalise_layers" and p.modified for p in fxq.report(gm).passes)
@@ -200,7 +200,7 @@ def test_refusals(model: nn.Module, reason: str) -> None:
     assert any(re.search(reason, r.reason) for r in result.refused), result.refused
 
 
-@pytest.mark.parametrize("recipe", [TENSOR, Recipe()])
+@pytest.mark.parametrize("recipe", [TENSOR, CHANNEL])
 def test_what_would_make_a_layer_worse_is_refused_with_the_figures(recipe: Recipe) -> None:
     """Weights that int8 holds exactly, and one activation range: there is nothing to win."""
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False)).eval()
