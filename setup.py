@@ -19,7 +19,7 @@ SOURCES = Path("fxq/engine/csrc")
 #: Compiled once.
 COMMON = (
     "arena", "check_common", "check_conv", "check_load_store", "check_pointwise", "check_spatial", "check_transformer",
-    "halo", "isa", "kernels", "program", "run", "validate",
+    "conv_pack", "halo", "isa", "kernels", "program", "run", "validate",
 )  # fmt: skip
 #: Compiled for each instruction set of the row.
 VECTOR = ("portable", "avx2", "avx512vnni")
@@ -67,10 +67,7 @@ class BuildEngine(build_ext):
         folder = Path(self.build_temp) / "engine"
         extra = tuple(os.environ.get("FXQ_CXXFLAGS", "").split())
         jobs = [(path, (*FLAGS, *own, *extra), folder / (path.stem + suffix)) for path, own, suffix in units()]
-        newest = max(path.stat().st_mtime for pattern in ("*.h", "*.cpp") for path in SOURCES.glob(pattern))
         target = Path(self.get_ext_fullpath(ext.name))
-        if not self.force and not extra and target.exists() and target.stat().st_mtime > max(newest, own_time()):
-            return
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             objects = list(pool.map(lambda job: self._compile(*job), jobs))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,14 +76,28 @@ class BuildEngine(build_ext):
         )
 
     def _compile(self, source: Path, flags: tuple[str, ...], folder: Path) -> str:
-        """Compile one unit into a folder of its own (objects are named after sources) and return the object."""
-        (made,) = self.compiler.compile([str(source)], output_dir=str(folder), extra_postargs=list(flags))
+        """Compile one unit into a folder of its own (objects are named after sources) and return the object.
+
+        What stands from an earlier build is kept while nothing that the unit includes and no flag has changed.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        needs, said = folder / "needs.d", folder / "flags.txt"
+        (made,) = self.compiler.object_filenames([str(source)], output_dir=str(folder))
+        if not self.force and said.exists() and said.read_text() == " ".join(flags) and fresh(Path(made), needs):
+            return str(made)
+        said.unlink(missing_ok=True)
+        command = [*flags, "-MMD", "-MF", str(needs)]
+        self.compiler.compile([str(source)], output_dir=str(folder), extra_postargs=command)
+        said.write_text(" ".join(flags))
         return str(made)
 
 
-def own_time() -> float:
-    """Return when this file was changed last."""
-    return Path(__file__).stat().st_mtime
+def fresh(made: Path, needs: Path) -> bool:
+    """Return whether an object is newer than every file that the compiler says it was made from."""
+    if not made.exists() or not needs.exists():
+        return False
+    files = [Path(name) for name in needs.read_text().replace("\\\n", " ").split(":", 1)[1].split()]
+    return all(file.exists() and file.stat().st_mtime < made.stat().st_mtime for file in files)
 
 
 setup(

@@ -1,0 +1,88 @@
+// A block of up to 5 pixels by 16 output channels on AVX2 and AVX-VNNI: up to 10 accumulators of 8 channels.
+#ifndef FXQ_CONV_BLOCK_AVX2_H
+#define FXQ_CONV_BLOCK_AVX2_H
+
+#include <string.h>
+
+#include "conv_job.h"
+
+namespace fxq {
+namespace FXQ_NS {
+
+constexpr int64_t PIXELS = 5;
+
+// sum + the products of 4 inputs (u8, the same in every lane) and 4 weights a lane. vpmaddubsw saturates pairs to 16
+// bits: the inputs are cut into their upper bit and the rest, whose pairs stay in range with any weights.
+#if defined(FXQ_AVXVNNI)
+template <bool small>
+inline __m256i dot(__m256i sum, __m256i inputs, __m256i weights) {
+    return _mm256_dpbusd_avx_epi32(sum, inputs, weights);
+}
+#else
+template <bool small>
+inline __m256i dot(__m256i sum, __m256i inputs, __m256i weights) {
+    const __m256i ones = _mm256_set1_epi16(1), rest = _mm256_set1_epi8(127);
+    if (small) return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, weights), ones));
+    const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(inputs, rest), weights);
+    const __m256i high = _mm256_maddubs_epi16(_mm256_andnot_si256(rest, inputs), weights);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, ones));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(high, ones));
+}
+#endif
+
+// Sums of P pixels and the 16 channels from `half` * 16 on.
+template <int P, bool small>
+void block_half(const Job& job, const Pixels& pixels, int64_t first, int64_t half, int32_t* sums) {
+    __m256i sum[P][2];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p)
+        for (int v = 0; v < 2; ++v)
+            sum[p][v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(job.start + 16 * half + 8 * v));
+    const int8_t* w = job.panel + 64 * half;
+    for (int64_t s = 0; s < job.segment_count; ++s) {
+        const int64_t offset = job.segments[s].offset + job.block.input;
+        const int64_t bytes = job.segments[s].steps * 4;
+        for (int64_t k = 0; k < bytes; k += 4, w += 128) {
+            const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
+            const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + 32));
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p) {
+                int32_t four;
+                memcpy(&four, pixels.x[first + p] + offset + k, 4);
+                const __m256i inputs = _mm256_set1_epi32(four);
+                sum[p][0] = dot<small>(sum[p][0], inputs, w0);
+                sum[p][1] = dot<small>(sum[p][1], inputs, w1);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p)
+        for (int v = 0; v < 2; ++v)
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + p * BLOCK + 16 * half + 8 * v), sum[p][v]);
+}
+
+template <int P>
+void block_of(const Job& job, const Pixels& pixels, int64_t first) {
+    alignas(64) int32_t sums[P * BLOCK];
+    for (int64_t half = 0; half * 16 < job.block.width; ++half) {
+        if (job.small)
+            block_half<P, true>(job, pixels, first, half, sums);
+        else
+            block_half<P, false>(job, pixels, first, half, sums);
+    }
+    finish_any(job, pixels, first, P, sums);
+}
+
+inline void run_block(const Job& job, const Pixels& pixels, int64_t first, int64_t count) {
+    switch (count) {
+        case 1: return block_of<1>(job, pixels, first);
+        case 2: return block_of<2>(job, pixels, first);
+        case 3: return block_of<3>(job, pixels, first);
+        case 4: return block_of<4>(job, pixels, first);
+        default: return block_of<5>(job, pixels, first);
+    }
+}
+
+}  // namespace FXQ_NS
+}  // namespace fxq
+#endif

@@ -1,0 +1,141 @@
+// A block of up to 14 pixels by 32 output channels on AVX512-VNNI: 28 accumulators, two vectors of weights, one dword of
+// each pixel broadcast at a time.
+#ifndef FXQ_CONV_BLOCK_AVX512_H
+#define FXQ_CONV_BLOCK_AVX512_H
+
+#include <string.h>
+
+#include "conv_job.h"
+
+namespace fxq {
+namespace FXQ_NS {
+
+constexpr int64_t PIXELS = 14;
+
+// Requantises two pixels' sums to 32 codes each, in the low and high half of the result. Bounded values only.
+struct FastFinish {
+    __m512 scale[2], bias[2], residual_scale, residual_offset;
+    __m512i zero, lowest, highest, order;
+    __mmask32 mask;
+
+    explicit FastFinish(const Job& job) {
+        const int32_t* ints = job.record->ints;
+        for (int v = 0; v < 2; ++v) {
+            scale[v] = _mm512_loadu_ps(job.scale + 16 * v);
+            bias[v] = _mm512_loadu_ps(job.bias + 16 * v);
+        }
+        residual_scale = _mm512_set1_ps(job.record->floats[0]);
+        residual_offset = _mm512_set1_ps(job.record->floats[1]);
+        zero = _mm512_set1_epi16(static_cast<int16_t>(ints[10]));
+        lowest = _mm512_set1_epi8(static_cast<char>(ints[11]));
+        highest = _mm512_set1_epi8(static_cast<char>(ints[12]));
+        order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        mask = job.block.width >= 32 ? ~0u : (1u << job.block.width) - 1;
+    }
+
+    template <int finish>
+    __m512i whole(__m512i sum, int v, const uint8_t* r) const {
+        __m512 real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[v], bias[v]);
+        if (finish == FINISH_RESIDUAL) {
+            const __mmask16 lanes = static_cast<__mmask16>(mask >> (16 * v));
+            const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, r + 16 * v));
+            real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), residual_scale, _mm512_add_ps(real, residual_offset));
+        }
+        return _mm512_cvtps_epi32(real);
+    }
+
+    __m512i pack(__m512i a0, __m512i a1, __m512i b0, __m512i b1) const {
+        const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(a0, a1), zero);
+        const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(b0, b1), zero);
+        const __m512i codes = _mm512_max_epu8(_mm512_min_epu8(_mm512_packus_epi16(a, b), highest), lowest);
+        return _mm512_permutexvar_epi32(order, codes);
+    }
+};
+
+template <int P, int NV, int finish>
+void block(const Job& job, const Pixels& pixels, int64_t first) {
+    __m512i sum[P][NV];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) sum[p][v] = _mm512_loadu_si512(job.start + 16 * v);
+
+    const int8_t* w = job.panel;
+    const uint8_t* x[P];
+    for (int64_t s = 0; s < job.segment_count; ++s) {
+        const int64_t offset = job.segments[s].offset + job.block.input;
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) x[p] = pixels.x[first + p] + offset;
+        const int64_t bytes = job.segments[s].steps * 4;
+        for (int64_t k = 0; k < bytes; k += 4, w += 128) {
+            __m512i weights[NV];
+#pragma GCC unroll 2
+            for (int v = 0; v < NV; ++v) weights[v] = _mm512_load_si512(w + 64 * v);
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) {
+                int32_t four;
+                memcpy(&four, x[p] + k, 4);
+                const __m512i inputs = _mm512_set1_epi32(four);
+#pragma GCC unroll 2
+                for (int v = 0; v < NV; ++v) sum[p][v] = _mm512_dpbusd_epi32(sum[p][v], inputs, weights[v]);
+            }
+        }
+    }
+
+    if (finish == FINISH_ANY) {
+        alignas(64) int32_t sums[P * BLOCK];
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+            for (int v = 0; v < NV; ++v) _mm512_store_si512(sums + p * BLOCK + 16 * v, sum[p][v]);
+        finish_any(job, pixels, first, P, sums);
+        return;
+    }
+    const FastFinish fast(job);
+    const __m512i none = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p += 2) {
+        const int q = p + 1 < P ? p + 1 : p;
+        const uint8_t* r[2] = {nullptr, nullptr};
+        if (finish == FINISH_RESIDUAL) {
+            r[0] = pixels.r[first + p] + job.block.first;
+            r[1] = pixels.r[first + q] + job.block.first;
+        }
+        const __m512i a0 = fast.template whole<finish>(sum[p][0], 0, r[0]);
+        const __m512i a1 = NV == 2 ? fast.template whole<finish>(sum[p][NV - 1], 1, r[0]) : none;
+        const __m512i b0 = fast.template whole<finish>(sum[q][0], 0, r[1]);
+        const __m512i b1 = NV == 2 ? fast.template whole<finish>(sum[q][NV - 1], 1, r[1]) : none;
+        const __m512i codes = fast.pack(a0, a1, b0, b1);
+        _mm256_mask_storeu_epi8(pixels.y[first + p] + job.block.first, fast.mask, _mm512_castsi512_si256(codes));
+        if (q != p)
+            _mm256_mask_storeu_epi8(pixels.y[first + q] + job.block.first, fast.mask,
+                                    _mm512_extracti64x4_epi64(codes, 1));
+    }
+}
+
+template <int P, int NV>
+void block_any(const Job& job, const Pixels& pixels, int64_t first) {
+    switch (job.finish) {
+        case FINISH_PLAIN: return block<P, NV, FINISH_PLAIN>(job, pixels, first);
+        case FINISH_RESIDUAL: return block<P, NV, FINISH_RESIDUAL>(job, pixels, first);
+        default: return block<P, NV, FINISH_ANY>(job, pixels, first);
+    }
+}
+
+template <int P>
+void block_of(const Job& job, const Pixels& pixels, int64_t first) {
+    if (job.block.width > 16) return block_any<P, 2>(job, pixels, first);
+    return block_any<P, 1>(job, pixels, first);
+}
+
+inline void run_block(const Job& job, const Pixels& pixels, int64_t first, int64_t count) {
+    using Run = void (*)(const Job&, const Pixels&, int64_t);
+    static const Run RUNS[PIXELS] = {block_of<1>,  block_of<2>,  block_of<3>,  block_of<4>, block_of<5>,
+                                     block_of<6>,  block_of<7>,  block_of<8>,  block_of<9>, block_of<10>,
+                                     block_of<11>, block_of<12>, block_of<13>, block_of<14>};
+    RUNS[count - 1](job, pixels, first);
+}
+
+}  // namespace FXQ_NS
+}  // namespace fxq
+#endif
