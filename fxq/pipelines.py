@@ -25,10 +25,13 @@ from fxq.passes.lower_int8 import LowerInt8
 from fxq.passes.quantise_dynamically import QuantiseDynamically
 from fxq.passes.quantise_weights import QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations
+from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively
 from fxq.passes.smooth_quant import SmoothQuant
 from fxq.quant.recipe import Recipe
 from fxq.targets import resolve_target
+from fxq.targets.resolve import module_backend
+from fxq.targets.saturation import guarded, why_reduced
 from fxq.targets.half_support import HALF_TYPES
 
 
@@ -53,7 +56,7 @@ def float_pipeline(verify: bool = True) -> PassManager:
 
 def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bool = True) -> PassManager:
     """The float pipeline, then observe, calibrate, correct as the recipe says, convert and lower."""
-    recipe = recipe or Recipe("int8")
+    recipe = guarded(recipe or Recipe("int8"), module_backend(target))
     manager = float_pipeline(verify)
     observed = (*_corrections_of_ranges(recipe), InsertObservers(recipe), Calibrate())
     for p in (*observed, *_corrections_of_layers(recipe), ConvertQDQ(recipe), *_lowering(target)):
@@ -68,12 +71,14 @@ def _corrections_of_ranges(recipe: Recipe) -> tuple[Pass, ...]:
 
 
 def _corrections_of_layers(recipe: Recipe) -> tuple[Pass, ...]:
-    """The corrections that need the ranges of activations; each of them takes the place of those named after it."""
-    if "adaround" in recipe.corrections:
-        return (RoundAdaptively(recipe),)
-    if "bias_accurate" in recipe.corrections:
-        return (CorrectBiasAccurately(recipe),)
-    return (CorrectBias(recipe),) if "bias" in recipe.corrections else ()
+    """The corrections that need the ranges of activations. The first three take the place of each other."""
+    known: dict[str, Pass] = {
+        "adaround": RoundAdaptively(recipe),
+        "bias_accurate": CorrectBiasAccurately(recipe),
+        "bias": CorrectBias(recipe),
+    }
+    layers = [p for name, p in known.items() if name in recipe.corrections][:1]
+    return (*layers, ReestimateBatchNorm(recipe)) if "batch_norm" in recipe.corrections else tuple(layers)
 
 
 def _lowering(target: str) -> tuple[Pass, ...]:
@@ -90,7 +95,7 @@ def weight_only_pipeline(bits: int, verify: bool = True) -> PassManager:
 
 def dynamic_pipeline(target: str = "auto", verify: bool = True, only_if_faster: bool = False) -> PassManager:
     """The float pipeline with int8 linear and recurrent layers that quantise their inputs at run time."""
-    backend = target if target in BACKENDS else "auto"
+    backend = target if target in BACKENDS and why_reduced(target) is None else "auto"
     quantise = QuantiseDynamically(backend=backend, only_if_faster=only_if_faster)
     return float_pipeline(verify).insert_before("fuse_residual", quantise)
 

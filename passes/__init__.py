@@ -34,6 +34,7 @@ from fxq.passes.prune_channels import PruneChannels as PruneChannels
 from fxq.passes.quantise_dynamically import QuantiseDynamically as QuantiseDynamically
 from fxq.passes.quantise_weights import QuantiseWeights as QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations as RecogniseActivations
+from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm as ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively as RoundAdaptively
 from fxq.passes.separate_convolutions import SeparateConvolutions as SeparateConvolutions
 from fxq.passes.share_weights import ShareWeights as ShareWeights

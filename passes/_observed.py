@@ -46,8 +46,9 @@ def quantised(layer: nn.Module | None, node: fx.Node, choices: Choices) -> nn.Mo
     return quantize_layer(layer, choices.options(node).weight_scale(output_rows(layer)))
 
 
-def shifted(layer: nn.Module, shift: Tensor) -> nn.Module:
+def shifted(layer: nn.Module | None, shift: Tensor) -> nn.Module:
     """A float layer with ``shift``, one number for each output channel, added to its bias; ``layer`` stays as it is."""
+    assert layer is not None
     out: Any = copy_module(layer)
     out.bias = clone_parameter(shift if out.bias is None else out.bias + shift)
     return cast(nn.Module, out)

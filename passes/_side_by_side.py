@@ -19,6 +19,7 @@ from fxq.ir.rewriter import copy_graph_module
 from fxq.nn import Epilogue, dequantize, quantize
 from fxq.passes._batch_run import MEMORY, Args, BatchRun
 from fxq.passes._layers import copy_module, epilogue_of
+from fxq.passes._originals import originals
 from fxq.quant.corrections.mean_error import MeanError
 from fxq.quant.observers import Observer
 from fxq.quant.qparams import QParams
@@ -43,14 +44,16 @@ class Visit:
 
     Attributes:
         node: the node of the observed graph.
-        original: the float layer.
-        layer: its quantised form; what a visitor puts here is what the layers behind will see.
+        original: the float layer, as it was before any correction.
+        current: the float layer, as it is now.
+        layer: the quantised form of that; what a visitor puts here is what the layers behind will see.
         exact, rounded: the arguments in either run, one tuple for each batch: the input, and a residual where the layer
             adds one.
     """
 
     node: fx.Node
     original: nn.Module
+    current: nn.Module
     layer: nn.Module
     exact: list[Args]
     rounded: list[Args]
@@ -104,6 +107,8 @@ class Visit:
 class SideBySide:
     """Runs an observed, calibrated graph over batches, in float and rounded.
 
+    The float run has all layers as they were before any correction; the other one has them as they are now.
+
     Args:
         gm: the graph; it stays as it is.
         batches: what the graph takes; they stay as they are.
@@ -119,7 +124,7 @@ class SideBySide:
         self._gm = gm
         self._layers = layers
         self._memory = memory
-        self._float, self._rounded = isolate(copy_graph_module(gm)), _rounded_copy(gm)
+        self._float, self._rounded = _float_copy(gm), _rounded_copy(gm)
         self._runs = [(BatchRun(self._float, batch), BatchRun(self._rounded, batch)) for batch in batches]
 
     @property
@@ -148,6 +153,7 @@ class SideBySide:
     def _visit(self, node: fx.Node, exact: fx.Node, rounded: fx.Node) -> Visit:
         return Visit(
             node,
+            self._float.get_submodule(str(node.target)),
             self._gm.get_submodule(str(node.target)),
             self._layers[node],
             [a.arguments(exact) for a, _ in self._runs],
@@ -190,12 +196,25 @@ def without_epilogue(layer: nn.Module) -> nn.Module:
     return twin
 
 
+def _float_copy(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy of ``gm`` in which layers are as they were before they were corrected."""
+    out = isolate(copy_graph_module(gm))
+    for path, module in originals(gm).items():
+        _put(out, path, module)
+    return out
+
+
 def _rounded_copy(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy of ``gm`` in which observers round."""
     out = isolate(copy_graph_module(gm))
     for path in dict.fromkeys(str(n.target) for n in out.graph.nodes if n.op == "call_module"):
         module = out.get_submodule(path)
         if isinstance(module, Observer):
-            parent, _, name = path.rpartition(".")
-            setattr(out.get_submodule(parent), name, Rounding(module.qparams()))
+            _put(out, path, Rounding(module.qparams()))
     return out
+
+
+def _put(gm: fx.GraphModule, path: str, module: nn.Module) -> None:
+    """Put a module into a copy, whose containers are its own."""
+    parent, _, name = path.rpartition(".")
+    setattr(gm.get_submodule(parent), name, module)

@@ -13,6 +13,7 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import dequantize, output_rows, quantize, quantize_layer
+from fxq.passes._originals import forget_originals
 from fxq.quant.observers import Observer
 from fxq.quant.recipe import Recipe
 from fxq.targets.suitability import is_weighted
@@ -40,6 +41,9 @@ class ConvertQDQ(Pass):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         calls = list(rw.calls())
+        if self.recipe.reduce_range:
+            context.note("weights of 7 bits, in [-63, 63]: two of their products with u8 fit into 16 bits, which CPUs "
+                         "without VNNI instructions add them in")  # fmt: skip
         choices = self.recipe.choices(rw.gm)
         quantised: dict[nn.Module, nn.Module] = {}  # a layer that is called twice holds its int8 weights once
         for call in calls:
@@ -52,6 +56,7 @@ class ConvertQDQ(Pass):
         for call in calls:
             if isinstance(call.module, Observer):
                 self._make_explicit(call, call.module, rw)
+        forget_originals(rw.gm)
 
     def _is_observed(self, call: OpCall, rw: Rewriter) -> bool:
         modules = [rw.identify(n).module for n in call.nodes if n.op == "call_module"]

@@ -16,6 +16,8 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import Epilogue, output_rows, quantize_layer
 from fxq.passes._layers import copy_module
+from fxq.passes._observed import shifted
+from fxq.passes._originals import set_corrected
 from fxq.progress import track
 from fxq.quant.observers import Observer
 from fxq.quant.options import Options
@@ -56,7 +58,7 @@ class CorrectBias(Pass):
         means = self._mean_errors(rw, errors, context)
         for node, mean in means.items():
             with rw.rule("correct", node):
-                rw.set_module(node, _shifted(layers[node].module, mean))
+                set_corrected(rw, node, shifted(layers[node].module, mean))
 
     def _is_candidate(self, call: OpCall, rw: Rewriter) -> bool:
         inputs = [rw.identify(n).module for n in call.nodes if n.op == "call_module"]
@@ -111,10 +113,3 @@ def _mean_output(layer: nn.Module, value: Tensor) -> Tensor:
     batched = value.dim() == cast(Tensor, layer.weight).dim()
     mean: Tensor = layer(value.mean(0, keepdim=True) if batched else value[None])
     return mean.flatten(2).mean(2)[0]
-
-
-def _shifted(layer: nn.Module | None, shift: Tensor) -> nn.Module:
-    out: Any = copy_module(layer or nn.Identity())
-    old = out.bias
-    out.bias = clone_parameter(shift if old is None else old + shift)
-    return cast(nn.Module, out)

@@ -13,6 +13,7 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY
 from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches, shifted
+from fxq.passes._originals import set_corrected
 from fxq.passes._side_by_side import SideBySide, Visit, mean_shift
 from fxq.passes._tally import Tally, from_to, no_better
 from fxq.progress import track
@@ -68,7 +69,7 @@ class CorrectBiasAccurately(Pass):
                 rw.refuse("correct", visit.node, no_better(before, after))
         for node, (layer, detail) in corrected.items():
             with rw.rule("correct", node, detail=detail):
-                rw.set_module(node, layer)
+                set_corrected(rw, node, layer)
         context.note(f"{tally}; {runs.batches} of {len(batches)} batches")
 
 
@@ -78,7 +79,7 @@ def _correct(visit: Visit, choices: Choices) -> tuple[nn.Module, float, float]:
     The visit goes on with the corrected form where it comes nearer.
     """
     given = visit.given(visit.layer)
-    layer = shifted(visit.original, mean_shift(visit, given))
+    layer = shifted(visit.current, mean_shift(visit, given))
     better = quantised(layer, visit.node, choices)
     before, after = visit.sqnr_db(given), visit.sqnr_db(visit.given(better))
     if after > before:

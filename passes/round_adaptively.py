@@ -15,6 +15,7 @@ from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY
 from fxq.passes._layers import copy_module
 from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches, shifted
+from fxq.passes._originals import set_corrected
 from fxq.passes._output_sums import columns, output_error
 from fxq.passes._side_by_side import SideBySide, Visit, mean_shift
 from fxq.passes._tally import Tally, from_to, no_better
@@ -91,7 +92,7 @@ class RoundAdaptively(Pass):
             if visit.node not in alone:
                 continue
             trial = _Trial(visit, choices)
-            rounded, corrected = trial.tried(self._rounded(visit, choices)), trial.tried(visit.original)
+            rounded, corrected = trial.tried(self._rounded(visit, choices)), trial.tried(visit.current)
             if rounded.sqnr_db > max(trial.before, corrected.sqnr_db):
                 tally.add(trial.before, rounded.sqnr_db)
                 done[visit.node] = ("round", rounded.layer, from_to(trial.before, rounded.sqnr_db))
@@ -103,7 +104,7 @@ class RoundAdaptively(Pass):
                 visit.layer = corrected.int8
         for node, (rule, layer, detail) in done.items():
             with rw.rule(rule, node, detail=detail):
-                rw.set_module(node, layer)
+                set_corrected(rw, node, layer)
         context.note(f"{tally}; {runs.batches} of {len(batches)} batches")
 
     def _rounded(self, visit: Visit, choices: Choices) -> nn.Module:
@@ -121,7 +122,7 @@ class RoundAdaptively(Pass):
         found = settled(codes, error)
         if iterations >= min(_FEW, self.iterations):
             found = found.better_rows(settled(learned(weight, codes, error, iterations), error), error)
-        layer = copy_module(visit.original)
+        layer = copy_module(visit.current)
         layer._parameters["weight"] = clone_parameter(original.weight_of(found.weight))
         return layer
 

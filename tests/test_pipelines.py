@@ -16,6 +16,7 @@ from fxq.quant.recipe import Recipe
         (("bias_accurate",), ["correct_bias_accurately"]),
         (("bias", "bias_accurate"), ["correct_bias_accurately"]),
         (("bias", "adaround", "bias_accurate"), ["round_adaptively"]),
+        (("batch_norm", "bias"), ["correct_bias", "reestimate_batch_norm"]),
     ],
 )
 def test_corrections_of_layers_follow_calibration(corrections: tuple[str, ...], behind_calibrate: list[str]) -> None:

@@ -37,7 +37,8 @@ class Recipe:
             quantised inputs), ``"adaround"`` (weights rounded for the output of their layer, and biases corrected); a
             later one in this list takes the place of those before it. ``"equalise"`` (cross-layer equalisation: ranges
             of channels move between layers with ReLU between them) and ``"smooth"`` (SmoothQuant: they move from layer
-            norms into linear layers) come before calibration and keep the float function.
+            norms into linear layers) come before calibration and keep the float function. ``"batch_norm"`` comes last:
+            batch norms that no layer took in get statistics of the quantised values.
 
     Raises:
         InputError: an option is unknown (the nearest names are suggested), or a number is out of range.
@@ -84,7 +85,7 @@ class Recipe:
 
 _NAMES = ("float", "int8", "dynamic", "weight8", "weight4", "bf16", "fp16", "mixed", "auto")
 
-CORRECTIONS: Final = ("bias", "bias_accurate", "adaround", "smooth", "equalise")
+CORRECTIONS: Final = ("bias", "bias_accurate", "adaround", "equalise", "smooth", "batch_norm")
 
 
 def _checked_corrections(given: object) -> tuple[str, ...]:

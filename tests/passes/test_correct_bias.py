@@ -12,7 +12,10 @@ from fxq.ir.metrics import distance
 from fxq.manager import PassContext
 from fxq.passes import Calibrate, Canonicalise, ConvertQDQ, CorrectBias, InsertObservers
 from fxq.quant.calibration import Calibration
+from fxq.quant.recipe import Recipe
 from fxq.tracing import normalise_inputs, trace
+
+MINMAX = Recipe(activation="minmax")
 
 
 class Net(nn.Module):
@@ -42,11 +45,13 @@ def _batches(*shape: int) -> list[Tensor]:
     return [torch.rand(*shape, generator=generator) + 0.5 for _ in range(3)]
 
 
-def _observed(model: nn.Module, batches: list[Tensor]) -> tuple[fx.GraphModule, PassContext]:
+def _observed(
+    model: nn.Module, batches: list[Tensor], recipe: Recipe | None = None
+) -> tuple[fx.GraphModule, PassContext]:
     inputs = normalise_inputs(model, batches[0])
     context = PassContext(inputs, Calibration(batches, model, inputs))
     gm = trace(model.eval(), batches[0])
-    for p in (Canonicalise(), InsertObservers(), Calibrate()):
+    for p in (Canonicalise(), InsertObservers(recipe or Recipe()), Calibrate()):
         gm = p(gm, context=context).graph_module
     return gm, context
 
@@ -75,10 +80,10 @@ def test_the_mean_of_every_channel_comes_back() -> None:
 
 def test_the_output_is_nearer_to_float() -> None:
     model, batches = _net(), _batches(4, 3, 8, 8)
-    gm, context = _observed(model, batches)
-    corrected = CorrectBias()(gm, context=context)
-    plain = ConvertQDQ()(gm, context=context).graph_module
-    better = ConvertQDQ()(corrected.graph_module, context=context).graph_module
+    gm, context = _observed(model, batches, MINMAX)
+    corrected = CorrectBias(MINMAX)(gm, context=context)
+    plain = ConvertQDQ(MINMAX)(gm, context=context).graph_module
+    better = ConvertQDQ(MINMAX)(corrected.graph_module, context=context).graph_module
     with torch.no_grad():
         x = torch.cat(batches)
         wanted, with_correction, without = model(x), better(x), plain(x)
