@@ -115,7 +115,7 @@ class TrainableLayer(nn.Module):
         rows, bias = self.folded()
         groups = self._swapped_groups
         weight = rows if groups is None else swap_channels(rows, groups)
-        layer = self._empty_layer(bias is not None)
+        layer = self.empty_layer(bias is not None)
         layer.register_parameter("weight", nn.Parameter(weight.detach().clone(), requires_grad=False))
         if bias is not None:
             layer.register_parameter("bias", nn.Parameter(bias.detach().clone(), requires_grad=False))
@@ -165,17 +165,8 @@ class TrainableLayer(nn.Module):
 
     # -- the layer ---------------------------------------------------------------------------------------------
 
-    @property
-    def _swapped_groups(self) -> int | None:
-        return self.geometry.groups if self.geometry is not None and self.geometry.transposed else None
-
-    def _product(self, x: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
-        if self.geometry is None:
-            return F.linear(x, rows, bias)
-        groups = self._swapped_groups
-        return self.geometry.convolve(x, rows if groups is None else swap_channels(rows, groups), bias)
-
-    def _empty_layer(self, bias: bool) -> nn.Module:
+    def empty_layer(self, bias: bool) -> nn.Module:
+        """Return a layer of torch.nn like the one that this was made from, on the meta device."""
         g = self.geometry
         if g is None:
             return nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=bias, device="meta")
@@ -186,6 +177,16 @@ class TrainableLayer(nn.Module):
                                groups=g.groups, bias=bias, padding_mode=g.padding_mode, device="meta", **settings,
                                )  # fmt: skip
         return layer
+
+    @property
+    def _swapped_groups(self) -> int | None:
+        return self.geometry.groups if self.geometry is not None and self.geometry.transposed else None
+
+    def _product(self, x: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+        if self.geometry is None:
+            return F.linear(x, rows, bias)
+        groups = self._swapped_groups
+        return self.geometry.convolve(x, rows if groups is None else swap_channels(rows, groups), bias)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The switch."""

@@ -145,10 +145,22 @@ def _inside(one: Dropped, node: fx.Node, places: _Places, rw: Rewriter) -> bool:
         layer = TrainableLayer(layer, None, None, epilogue)
     if not isinstance(layer, TrainableLayer):
         return False
+    both = _joined(layer.dropout, one.module)
+    if both is None:
+        return False
     with rw.rule("dropout_inside", node):
-        layer.dropout = one.module if layer.dropout is None else nn.Sequential(layer.dropout, one.module)
+        layer.dropout = both
         rw.set_module(node, layer)
     return True
+
+
+def _joined(first: nn.Module | None, second: nn.Module) -> nn.Module | None:
+    """One module that drops what the two would; None where there is none."""
+    if first is None:
+        return second
+    if type(first) is not nn.Dropout or type(second) is not nn.Dropout:
+        return None
+    return nn.Dropout(1.0 - (1.0 - first.p) * (1.0 - second.p)).eval()
 
 
 def _behind(one: Dropped, node: fx.Node, places: _Places, rw: Rewriter) -> bool:

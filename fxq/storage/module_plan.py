@@ -268,6 +268,5 @@ def _own(plan: PlannedModule) -> None:
 
 
 def _shapes(module: nn.Module) -> dict[str, Any]:
-    return {
-        name: tuple(tensor.shape) for name, tensor in module.state_dict(keep_vars=True).items() if tensor is not None
-    }
+    state = module.state_dict(keep_vars=True)  # with the extra state of modules that have some
+    return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}

@@ -23,6 +23,7 @@ from fxq.storage.checks import MAX_DEPTH
 from fxq.storage.codec import Codec
 from fxq.storage.fxq_layers import fxq_codecs
 from fxq.storage.observers import observer_codecs
+from fxq.storage.qat_layers import qat_codecs
 from fxq.storage.tensors import TensorWriter
 from fxq.storage.torch_layers import torch_codecs
 from fxq.storage.transformers import transformer_codecs
@@ -45,7 +46,8 @@ _HOOKS: Final = (
 @functools.cache
 def codecs() -> dict[str, Codec]:
     """Return every type of module that a file may hold, beside the containers, by name."""
-    return {**torch_codecs(), **transformer_codecs(), **fxq_codecs(), **weight_only_codecs(), **observer_codecs()}
+    own = (fxq_codecs(), weight_only_codecs(), observer_codecs(), qat_codecs())
+    return {**torch_codecs(), **transformer_codecs(), **{name: codec for part in own for name, codec in part.items()}}
 
 
 @functools.cache

@@ -13,9 +13,14 @@ from torch import Tensor, fx, nn
 
 from fxq import nn as fnn
 from fxq.errors import InputError, StorageError
+from fxq.nn.dropping_attention import DroppingAttention
 from fxq.nn.dynamic import DynamicLinear
 from fxq.nn.dynamic_cells import DynamicCell
 from fxq.nn.dynamic_recurrent import DynamicRecurrent
+from fxq.nn.fake_quantisers import FakeQuantise, LearnedFakeQuantise
+from fxq.nn.stochastic_depth import StochasticDepth
+from fxq.nn.trainable import TrainableLayer, TrainableNorm
+from fxq.nn.weight_fake_quantisers import LearnedWeightFakeQuantise, WeightFakeQuantise
 from fxq.nn.weight_only import Weight4Linear, Weight8Linear
 from fxq.pruning.structure_selection import BlockScale
 from fxq.quant.observers import (
@@ -24,6 +29,7 @@ from fxq.quant.observers import (
     MovingAverageObserver,
     PerChannelMinMaxObserver,
 )
+from fxq.quant.options import Options
 from fxq.quant.qparams import QParams
 from fxq.storage import load, save
 from fxq.storage.module_plan import plan_modules
@@ -125,6 +131,10 @@ FXQ: list[nn.Module] = [
     Weight8Linear.from_layer(linear()), Weight4Linear.from_layer(nn.Linear(64, 3, bias=False), 32),
     observed(MinMaxObserver("here")), observed(MovingAverageObserver("here", 0.3)),
     observed(PerChannelMinMaxObserver("there", 1)), observed(HistogramObserver("here", "entropy", 99.0)), BlockScale(),
+    observed(FakeQuantise("here", 0.3)), observed(LearnedFakeQuantise("here", sites=2)),
+    WeightFakeQuantise(Options(weight_range="mse"), "fc"), LearnedWeightFakeQuantise(Options(), torch.randn(4, 3)),
+    TrainableLayer(conv(2, padding="same"), nn.BatchNorm2d(6), WeightFakeQuantise(Options()), RELU),
+    TrainableNorm(nn.BatchNorm1d(3, affine=False)), StochasticDepth(0.2, "batch"), DroppingAttention(0.3, scale=0.5),
 ]  # fmt: skip
 
 
