@@ -110,8 +110,8 @@ setup(
             optional=True,
         ),
         Extension(
-            "fxq.nn.kernels._recurrent",
-            ["fxq/nn/kernels/csrc/recurrent.cpp"],
+            "fxq.nn.kernels._dynamic",
+            ["fxq/nn/kernels/csrc/dynamic.cpp"],
             language="c++",
             optional=True,
             extra_compile_args=list(FLAGS),

@@ -19,6 +19,8 @@ from fxq.nn.dynamic import DynamicLinear
 from fxq.nn.dynamic_cells import DynamicCell
 from fxq.nn.dynamic_codes import GRANULARITIES
 from fxq.nn.dynamic_recurrent import COMPUTES, DynamicRecurrent
+from fxq.nn.kernels import onednn_available
+from fxq.nn.kernels.native_library import library
 from fxq.nn.recurrent_choice import faster_compute
 from fxq.passes._products import macs
 
@@ -30,7 +32,7 @@ _OTHERS: Final = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.Gr
                   nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # fmt: skip
 _COMPUTES: Final = ("auto", *COMPUTES)
 #: From here on a linear layer gains, and the least share of a model's multiply-adds that must gain.
-_LEAST_MACS: Final = 2**21
+_LEAST_MACS: Final = {"compiled": 2**19, "operators": 2**21}
 _SHARE: Final = 0.5
 
 
@@ -52,9 +54,11 @@ class QuantiseDynamically(Pass):
         compute: what runs recurrent layers: "int8", "float" (on the dequantised weights), or "auto", the faster of the
             two by :func:`fxq.nn.recurrent_choice.faster_compute`; cells are always "int8".
         only_if_faster: leave what would gain nothing, and leave everything where that is most of the model: a linear
-            layer gains from 2**21 multiply-adds at the recorded shapes (measured on AVX512-VNNI: 0.9 times float's
-            speed at 1 x 768 x 768, 1.7 at 197 x 256 x 256, 2.9 at 1 x 768 x 3072), a recurrent layer where int8 is the
-            faster way to run it; and layers that gain must hold half of the model's multiply-adds.
+            layer gains from 2**19 multiply-adds at the recorded shapes with fxq's compiled kernel (measured on
+            AVX512-VNNI, one thread: 1.0 times float's speed at 16 x 128 x 128, 1.4 at 32 x 128 x 128, 2.7 at 1 x 1024 x
+            1024), from 2**21 without it (0.9 at 1 x 768 x 768, 1.7 at 197 x 256 x 256, 2.9 at 1 x 768 x 3072), a
+            recurrent layer where int8 is the faster way to run it, and none on "reference"; and layers that gain must
+            hold half of the model's multiply-adds.
 
     Refused: convolutions; subclasses of the layers named above, whatever has hooks or weights in float64, and weights
     that several layers share.
@@ -105,11 +109,13 @@ class QuantiseDynamically(Pass):
         return {n: f"its {count:,} multiply-adds are too few to gain" for n, count in counts.items() if n not in gains}
 
     def _gains(self, layer: nn.Module | None, count: int, rw: Rewriter) -> bool:
-        if layer is None or _hindrance(layer, rw) is not None:
+        slow = self.backend == "reference" or not onednn_available()
+        if layer is None or slow or _hindrance(layer, rw) is not None:
             return False
         if isinstance(layer, nn.RNNBase):
             return count > 0 and faster_compute(layer, self.backend) == "int8"
-        return isinstance(layer, nn.Linear) and count >= _LEAST_MACS
+        least = _LEAST_MACS["operators" if library() is None else "compiled"]
+        return isinstance(layer, nn.Linear) and count >= least
 
     def _quantised(self, layer: nn.Module, path: str) -> nn.Module:
         try:

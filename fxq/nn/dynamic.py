@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, Self
+from collections.abc import Callable
+from typing import Final, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,16 @@ from fxq.nn.dynamic_codes import check_granularity, symmetric_codes
 from fxq.nn.kernels import Weights
 from fxq.nn.kernels.availability import onednn_available
 from fxq.nn.kernels.int_product import Product, int_product
+from fxq.nn.kernels.native_linear import native_linear
 from fxq.nn.packed import Packed
 from fxq.quant.qparams import QParams, dequantize_weight, quantize_weight
 
 _MIDDLE: Final = 128  # the kernel multiplies codes less 128
+
+
+class _Kernels(NamedTuple):
+    product: Product
+    compiled: Callable[[Tensor], Tensor | None] | None
 
 
 class DynamicLinear(Packed):
@@ -57,6 +64,10 @@ class DynamicLinear(Packed):
         return dequantize_weight(self.weight, self.weight_scale)
 
     def _by_token(self, rows: Tensor) -> Tensor:
+        compiled = self._kernels().compiled
+        done = None if compiled is None else compiled(rows)
+        if done is not None:
+            return done
         codes, scale = symmetric_codes(rows, "token")
         y = self._product(codes)
         return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
@@ -74,10 +85,16 @@ class DynamicLinear(Packed):
 
     def _product(self, codes: Tensor) -> Tensor:
         """``sum(q * w)`` of s8 codes, times the weight's scale; float32."""
-        run: Product | None = self._derived
-        if run is None:
-            run = self._derived = int_product(self.weight, self.weight_scale, self.backend)
-        return run(codes)
+        return self._kernels().product(codes)
+
+    def _kernels(self) -> _Kernels:
+        found: _Kernels | None = self._derived
+        if found is None:
+            alone = self.backend != "reference" and self.granularity == "token"
+            compiled = native_linear(self.weight, self.weight_scale, self.bias) if alone else None
+            product = int_product(self.weight, self.weight_scale, self.backend)
+            found = self._derived = _Kernels(product, compiled)
+        return found
 
     def describe(self) -> str:
         """The kernel's name in the report."""

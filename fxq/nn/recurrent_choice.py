@@ -6,7 +6,7 @@ from typing import Final
 
 from torch import nn
 
-from fxq.nn.kernels.native_recurrent import library
+from fxq.nn.kernels.native_library import library
 
 #: Up to this hidden size torch's float layer is faster: with the compiled steps, and with PyTorch's operators.
 _COMPILED: Final = {"LSTM": 64, "GRU": 0, "RNN": 0}

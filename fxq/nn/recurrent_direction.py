@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxq.nn.dynamic_codes import symmetric_codes
 from fxq.nn.kernels.int_product import Product, int_product
+from fxq.nn.kernels.native_linear import native_linear
 from fxq.nn.recurrent_steps import GATES, RecurrentWeights, State, Steps, lstm_order, make_steps
 
 #: An s8 weight (rows, columns) and its scales (rows,).
@@ -31,6 +32,7 @@ class Direction:
     """Runs one layer in one direction; ``out`` is the width of its result."""
 
     inputs: Product
+    compiled: Callable[[Tensor], Tensor | None] | None
     bias: Tensor | None
     steps: Steps
     out: int
@@ -54,15 +56,16 @@ class Direction:
             order = lstm_order(len(scale)).to(weight.device)
             weight, scale, bias = weight[order], scale[order], None if bias is None else bias[order]
         steps = make_steps(kind, RecurrentWeights(hh, hr, inner), granularity, backend)
-        return cls(int_product(weight, scale, backend), bias, steps, hidden if hr is None else len(hr[1]), granularity)
+        alone = backend != "reference" and granularity == "token"
+        compiled = native_linear(weight, scale, bias) if alone else None
+        out = hidden if hr is None else len(hr[1])
+        return cls(int_product(weight, scale, backend), compiled, bias, steps, out, granularity)
 
     def run(
         self, rows: Tensor, parts: Sequence[Segment], state: State, backwards: bool = False
     ) -> tuple[Tensor, State]:
         """(rows, in) -> (rows, out), and the states (batch, size) behind the last step of each sequence."""
-        codes, scale = symmetric_codes(rows.to(torch.float32), self.granularity)
-        gates = self.inputs(codes)
-        gates = gates.mul_(scale) if self.bias is None else torch.addcmul(self.bias, gates, scale)
+        gates = self._gates(rows.to(torch.float32))
         out = gates.new_empty(len(rows), self.out)
         state = tuple(s.clone() for s in state)
         for part in reversed(parts) if backwards else parts:
@@ -73,6 +76,15 @@ class Direction:
             for whole, end in zip(state, ends, strict=True):
                 whole[: part.batch] = end  # where a sequence has ended, its row stays as it is from now on
         return out, state
+
+    def _gates(self, rows: Tensor) -> Tensor:
+        """The inputs' share of all gates."""
+        done = None if self.compiled is None else self.compiled(rows)
+        if done is not None:
+            return done
+        codes, scale = symmetric_codes(rows, self.granularity)
+        gates = self.inputs(codes)
+        return gates.mul_(scale) if self.bias is None else torch.addcmul(self.bias, gates, scale)
 
 
 def segments(batch_sizes: Sequence[int]) -> Iterator[Segment]:

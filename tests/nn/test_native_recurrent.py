@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxq.nn.dynamic_recurrent import DynamicRecurrent
 from fxq.nn.kernels import native_recurrent, onednn_available
-from fxq.nn.kernels.native_recurrent import KINDS, library, native_steps
+from fxq.nn.kernels.native_library import library
+from fxq.nn.kernels.native_recurrent import KINDS, native_steps
 from fxq.nn.recurrent_choice import faster_compute
 from fxq.nn.recurrent_steps import GATES
 

@@ -11,6 +11,7 @@ import fxq
 from fxq.errors import InputError
 from fxq.ir.identify import get_module
 from fxq.ir.metrics import distance
+from fxq.nn import onednn_available
 from fxq.nn.dynamic import DynamicLinear
 from fxq.nn.dynamic_cells import DynamicCell
 from fxq.nn.dynamic_codes import GRANULARITIES
@@ -177,11 +178,12 @@ def test_an_unknown_granularity() -> None:
         QuantiseDynamically("row")
 
 
+@pytest.mark.skipif(not onednn_available(), reason="no VNNI: nothing is faster")
 @pytest.mark.parametrize(("width", "chosen"), [(1536, True), (64, False)])
 def test_only_if_faster_looks_at_each_layer(width: int, chosen: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)).eval()
-    gm = fxq.compile(model, torch.randn(1, width), target="reference")
+    gm = fxq.compile(model, torch.randn(1, width), target="onednn")
     kinds = [type(m).__name__ for m in gm.children()]
     assert kinds.count("DynamicLinear") == int(chosen)
     assert "calibration data would unlock recipe='int8'" in str(fxq.report(gm))
@@ -191,6 +193,12 @@ def test_only_if_faster_looks_at_each_layer(width: int, chosen: bool) -> None:
         assert record.notes == ("dynamic int8: 1 layers with 100% of the multiply-adds are faster in it",)
     else:
         assert record.notes[0].startswith("nothing is quantised: layers that dynamic int8 makes faster hold 0%")
+
+
+def test_nothing_is_faster_on_the_reference_target() -> None:
+    model = nn.Sequential(nn.Linear(1536, 1536)).eval()
+    gm = fxq.compile(model, torch.randn(1, 1536), target="reference")
+    assert [type(m) for m in gm.children()] == [nn.Linear]
 
 
 def test_only_if_faster_leaves_convolutional_networks_alone() -> None:

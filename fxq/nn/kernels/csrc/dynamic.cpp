@@ -1,7 +1,9 @@
-// The steps of LSTM, GRU and RNN layers on s8 weights, for CPUs with AVX512-VNNI: a whole sequence in one call.
+// Layers on s8 weights that quantise what they read, for CPUs with AVX512-VNNI: linear layers, and the steps of LSTM, GRU
+// and RNN layers, a whole sequence in one call.
 //
-// The arithmetic is that of fxq/nn/recurrent_steps.py with a scale for each row ("token"): every state is quantised to
-// round(h / s), s = max|h| / 127, multiplied by the weights in exact integers, and the gates are computed in float32.
+// The arithmetic is that of fxq/nn/dynamic.py and fxq/nn/recurrent_steps.py with a scale for each row ("token"): every
+// row is quantised to round(x / s), s = max|x| / 127, and multiplied by the weights in exact integers; the rest is
+// computed in float32.
 // Weights are packed in strips of 64 outputs along the inputs, 4 inputs after 4: the product reads one stream, and one
 // 64-byte load feeds one dot-product instruction.
 
@@ -23,11 +25,12 @@ constexpr int LANES = 16;   // floats of a vector, and outputs of a block of wei
 constexpr int ROWS = 4;     // rows that a tile of the product has
 constexpr int BLOCKS = 4;   // blocks that it has, as many as a strip of weights
 constexpr int STRIP = BLOCKS * LANES;
+constexpr int CHUNK = 128;  // rows of a linear layer whose codes stay in the cache while the weights pass by
 
 int64_t padded(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // The outputs of all gates: each gate padded to whole blocks, all together to whole strips.
-int64_t outputs(int64_t gates, int64_t hidden) { return padded(gates * padded(hidden, LANES), STRIP); }
+int64_t outputs(int64_t gates, int64_t rows) { return padded(gates * padded(rows, LANES), STRIP); }
 }  // namespace
 
 // One layer and direction. Gates come in the order i, f, o, g for LSTM, and r, z, n for GRU.
@@ -56,23 +59,33 @@ struct FxqSequence {
     int32_t backwards;
 };
 
-FXQ_EXPORT int fxq_recurrent_version() { return 1; }
+// A linear layer.
+struct FxqLinear {
+    int64_t inputs;
+    int64_t outputs;
+    const int8_t* weight;      // packed with one gate
+    const int32_t* offset;     // (padded outputs,)
+    const float* scale;        // (padded outputs,)
+    const float* bias;         // (outputs,), or null
+};
 
-FXQ_EXPORT int64_t fxq_recurrent_packed_bytes(int64_t gates, int64_t hidden) {
-    return outputs(gates, hidden) * padded(hidden, 4);
+FXQ_EXPORT int fxq_dynamic_version() { return 2; }
+
+FXQ_EXPORT int64_t fxq_dynamic_packed_bytes(int64_t gates, int64_t rows, int64_t inputs) {
+    return outputs(gates, rows) * padded(inputs, 4);
 }
 
-// weight: (gates x hidden, hidden) s8; packed: zeroed memory of the size above; offset: (gates x padded hidden), zeroed.
-FXQ_EXPORT void fxq_recurrent_pack(const int8_t* weight, int64_t gates, int64_t hidden, int8_t* packed,
-                                   int32_t* offset) {
-    const int64_t width = padded(hidden, LANES), depth = padded(hidden, 4);
+// weight: (gates x rows, inputs) s8; packed: zeroed memory of the size above; offset: (gates x padded rows), zeroed.
+FXQ_EXPORT void fxq_dynamic_pack(const int8_t* weight, int64_t gates, int64_t rows, int64_t inputs, int8_t* packed,
+                                 int32_t* offset) {
+    const int64_t width = padded(rows, LANES), depth = padded(inputs, 4);
     for (int64_t g = 0; g < gates; ++g)
-        for (int64_t n = 0; n < hidden; ++n) {
-            const int8_t* row = weight + (g * hidden + n) * hidden;
+        for (int64_t n = 0; n < rows; ++n) {
+            const int8_t* row = weight + (g * rows + n) * inputs;
             const int64_t at = g * width + n;
             int8_t* four = packed + at / STRIP * STRIP * depth + at % STRIP * 4;
             int32_t sum = 0;
-            for (int64_t k = 0; k < hidden; ++k) {
+            for (int64_t k = 0; k < inputs; ++k) {
                 four[k / 4 * STRIP * 4 + k % 4] = row[k];
                 sum += row[k];
             }
@@ -163,20 +176,45 @@ FXQ_TARGET void tile(const uint8_t* codes, int64_t depth, const int8_t* weight, 
         for (int b = 0; b < B; ++b) _mm512_storeu_si512(sums + r * width + b * LANES, acc[r][b]);
 }
 
-template <int R>
-FXQ_TARGET void tiles(const uint8_t* codes, int64_t depth, const int8_t* weight, int32_t* sums, int64_t width) {
+// sums = codes . weights for all rows and strips; a strip is used for all rows before the next is read.
+FXQ_TARGET void product(const uint8_t* codes, int64_t rows, int64_t depth, const int8_t* weight, int32_t* sums,
+                        int64_t width, int64_t strips) {
     int64_t n = 0;
-    if (R == 1)  // one row alone needs more sums in flight
-        for (; n + 2 * STRIP <= width; n += 2 * STRIP) tile<1, 2>(codes, depth, weight + n * depth, sums + n, width);
-    for (; n < width; n += STRIP) tile<R, 1>(codes, depth, weight + n * depth, sums + n, width);
+    if (rows == 1)  // one row alone needs more sums in flight
+        for (; n + 2 <= strips; n += 2) tile<1, 2>(codes, depth, weight + n * STRIP * depth, sums + n * STRIP, width);
+    for (; n < strips; ++n) {
+        const int8_t* strip = weight + n * STRIP * depth;
+        int32_t* at = sums + n * STRIP;
+        int64_t r = 0;
+        for (; r + ROWS <= rows; r += ROWS) tile<ROWS, 1>(codes + r * depth, depth, strip, at + r * width, width);
+        for (; r + 2 <= rows; r += 2) tile<2, 1>(codes + r * depth, depth, strip, at + r * width, width);
+        for (; r < rows; ++r) tile<1, 1>(codes + r * depth, depth, strip, at + r * width, width);
+    }
 }
 
-FXQ_TARGET void product(const uint8_t* codes, int64_t rows, int64_t depth, const int8_t* weight, int32_t* sums,
-                        int64_t width) {
-    int64_t r = 0;
-    for (; r + ROWS <= rows; r += ROWS) tiles<ROWS>(codes + r * depth, depth, weight, sums + r * width, width);
-    for (; r + 2 <= rows; r += 2) tiles<2>(codes + r * depth, depth, weight, sums + r * width, width);
-    for (; r < rows; ++r) tiles<1>(codes + r * depth, depth, weight, sums + r * width, width);
+// The rows of one strip after another, each written as soon as its sums are there.
+FXQ_TARGET void linear(const FxqLinear& layer, const float* x, int64_t rows, int64_t row, float* out) {
+    const int64_t depth = padded(layer.inputs, 4), width = STRIP * (rows == 1 ? 2 : 1);
+    std::vector<uint8_t> codes(rows * depth, 0);
+    std::vector<int32_t> sums(rows * width);
+    std::vector<float> scales(rows);
+    for (int64_t r = 0; r < rows; ++r) scales[r] = quantise(x + r * row, layer.inputs, codes.data() + r * depth);
+    for (int64_t n = 0; n < layer.outputs; n += width) {
+        const int64_t strips = (padded(layer.outputs - n < width ? layer.outputs - n : width, STRIP)) / STRIP;
+        product(codes.data(), rows, depth, layer.weight + n * depth, sums.data(), width, strips);
+        for (int64_t b = n; b < n + width && b < layer.outputs; b += LANES) {
+            const __mmask16 mask = mask_of(layer.outputs - b);
+            const __m512i offset = _mm512_loadu_si512(layer.offset + b);
+            const __m512 scale = _mm512_loadu_ps(layer.scale + b);
+            const __m512 bias = layer.bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, layer.bias + b);
+            for (int64_t r = 0; r < rows; ++r) {
+                const __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(sums.data() + r * width + b - n), offset);
+                const __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+                const __m512 y = _mm512_fmadd_ps(real, _mm512_set1_ps(scales[r]), bias);
+                _mm512_mask_storeu_ps(out + r * layer.outputs + b, mask, y);
+            }
+        }
+    }
 }
 
 // W h at 16 places of one gate: (sum - offset) * scale of the row * scale of the state.
@@ -217,9 +255,15 @@ FXQ_TARGET void finish(const FxqRecurrent& layer, const float* a, const int32_t*
 
 }  // namespace
 
-FXQ_EXPORT int fxq_recurrent_runs() {
+FXQ_EXPORT int fxq_dynamic_runs() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+
+// x: rows of `inputs` floats, `row` apart; out: (rows, outputs), contiguous.
+FXQ_EXPORT void fxq_linear_run(const FxqLinear* layer, const float* x, int64_t rows, int64_t row, float* out) {
+    for (int64_t r = 0; r < rows; r += CHUNK)
+        linear(*layer, x + r * row, rows - r < CHUNK ? rows - r : CHUNK, row, out + r * layer->outputs);
 }
 
 FXQ_EXPORT void fxq_recurrent_run(const FxqRecurrent* layer, const FxqSequence* s) {
@@ -231,7 +275,7 @@ FXQ_EXPORT void fxq_recurrent_run(const FxqRecurrent* layer, const FxqSequence* 
         const int64_t t = s->backwards ? s->steps - 1 - i : i;
         for (int64_t b = 0; b < s->batch; ++b)
             scales[b] = quantise(s->h + b * hidden, hidden, codes.data() + b * depth);
-        product(codes.data(), s->batch, depth, layer->weight, sums.data(), width);
+        product(codes.data(), s->batch, depth, layer->weight, sums.data(), width, width / STRIP);
         for (int64_t b = 0; b < s->batch; ++b)
             finish(*layer, s->gates + t * s->gates_step + b * s->gates_row, sums.data() + b * width, scales[b],
                    s->h + b * hidden, s->c == nullptr ? nullptr : s->c + b * hidden,
@@ -239,6 +283,7 @@ FXQ_EXPORT void fxq_recurrent_run(const FxqRecurrent* layer, const FxqSequence* 
     }
 }
 #else
-FXQ_EXPORT int fxq_recurrent_runs() { return 0; }
+FXQ_EXPORT int fxq_dynamic_runs() { return 0; }
+FXQ_EXPORT void fxq_linear_run(const FxqLinear*, const float*, int64_t, int64_t, float*) {}
 FXQ_EXPORT void fxq_recurrent_run(const FxqRecurrent*, const FxqSequence*) {}
 #endif
