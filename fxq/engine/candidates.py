@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxq.engine.abi import Type
@@ -34,6 +33,10 @@ class Candidates:
             self._reasons[node] = self._ask(node)
         return self._reasons[node]
 
+    def gives_tensor(self, node: fx.Node) -> bool:
+        """Whether what ``node`` gives in the engine is one tensor of the images."""
+        return isinstance(self._results.get(node), View)
+
     def _ask(self, node: fx.Node) -> str | None:
         if not node.op.startswith("call_"):
             return "it computes nothing"
@@ -51,10 +54,12 @@ class Candidates:
     def _stand_in(self, node: fx.Node) -> Any:
         """Return a tensor like the one that a run has shown, in memory as the engine would have it."""
         if node.op == "get_attr":
-            return Fixed(torch.empty(0))
+            return lower_call(Lowering(), self._identify, node)
         found = recorded_value(node)
         if isinstance(found, TensorSpec):
             known = self._results.get(node)
+            if isinstance(known, Fixed):
+                return known
             if isinstance(known, View) and known.type == TYPES.get(found.dtype):
                 return known  # laid out as its own rule does
             return _view(found, self._batch)

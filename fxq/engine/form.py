@@ -11,7 +11,7 @@ from torch import fx
 from fxq.engine.candidates import Candidates, is_number
 from fxq.engine.partition import is_convex, parts
 from fxq.engine.segment import Segment
-from fxq.errors import GraphError
+from fxq.errors import GraphError, TargetError
 from fxq.ir.identify import identify
 from fxq.ir.module import build_module
 from fxq.ir.ops import MOVES
@@ -33,8 +33,12 @@ def form_segments(rw: Rewriter) -> None:
         if trivial is not None:
             rw.refuse("segment", part[0], trivial)
             continue
+        segment = former.segment(part)
+        if isinstance(segment, str):
+            rw.refuse("segment", part[0], segment)
+            continue
         with rw.rule("segment", *part):
-            former.form(part)
+            former.exchange(part, segment)
 
 
 class Former:
@@ -63,19 +67,25 @@ class Former:
             return None
         return "a part that only moves, quantises or dequantises costs a call and saves none"
 
-    def form(self, part: Sequence[fx.Node]) -> fx.Node:
-        """Exchange a part for a segment; return the call of it.
+    def segment(self, part: Sequence[fx.Node]) -> Segment | str:
+        """Return the segment that runs a part, or why the engine cannot plan it as a whole.
 
         Raises:
             GraphError: a path leaves the part and comes back.
         """
-        rw = self._rw
-        if not is_convex(rw.graph, part):
+        if not is_convex(self._rw.graph, part):
             raise GraphError("a path leaves this part of the graph and comes back", where=part[0].name)
-        inside = set(part)
-        inputs = _unique(i for node in part for i in node.all_input_nodes if i not in inside and i.op != "get_attr")
-        outputs = [node for node in part if any(user not in inside for user in node.users)]
-        segment = Segment(_subgraph(rw.gm, part, inputs, outputs))
+        found = Segment(_subgraph(self._rw.gm, part, *_borders(part)))
+        try:
+            found.prepare()
+        except TargetError as error:
+            return error.what
+        return found
+
+    def exchange(self, part: Sequence[fx.Node], segment: Segment) -> None:
+        """Let a segment take the place of its part."""
+        rw, inside = self._rw, set(part)
+        inputs, outputs = _borders(part)
         anchor = _make_room(rw, part)
         call = rw.call_module(rw.free_path("segment"), segment, tuple(inputs), after=anchor, like=part[-1])
         specs = tuple(output.meta.get(TENSOR_KEY) for output in outputs)
@@ -86,8 +96,8 @@ class Former:
             call.meta[TENSOR_KEY] = specs
             for i in reversed(range(len(outputs))):
                 self._pick(call, i, outputs[i], inside)
-        rw.erase_unused(*reversed(part))
-        return call
+        constants = _unique(i for node in part for i in node.all_input_nodes if i.op == "get_attr")
+        rw.erase_unused(*reversed(part), *constants)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -101,7 +111,7 @@ class Former:
         """Cut, and cut again without what would cross a border as a number or a tuple, until nothing does."""
         while True:
             found = parts(self._rw.graph, lambda node: self._why_not(node) is None)
-            crossing = dict(_crossing(found))
+            crossing = dict(self._crossing(found))
             if not crossing:
                 return found
             self._outside |= crossing
@@ -115,23 +125,23 @@ class Former:
             return False
         return not (isinstance(call.kind, str) and call.kind in MOVES)
 
+    def _crossing(self, found: Sequence[Sequence[fx.Node]]) -> Iterator[tuple[fx.Node, str]]:
+        """Yield the nodes that are no tensor and that a part would give or take, and the readers of such."""
+        for part in found:
+            inside = set(part)
+            for node in part:
+                if not self._candidates.gives_tensor(node) and any(user not in inside for user in node.users):
+                    yield node, "its result is no tensor of the images, and is used outside of the part"
+                for source in node.all_input_nodes:
+                    if source not in inside and source.op != "get_attr" and tensor_spec(source) is None:
+                        yield node, f"it reads `{source.name}`, which is computed outside of the part"
 
-def _crossing(found: Sequence[Sequence[fx.Node]]) -> Iterator[tuple[fx.Node, str]]:
-    """Yield the nodes that are no tensor and that a part would give or take, and the readers of such."""
-    for part in found:
-        inside = set(part)
-        batches = set()
-        for node in part:
-            spec = tensor_spec(node)
-            given = any(user not in inside for user in node.users)
-            if given and (spec is None or not spec.shape):
-                yield node, "its result is no tensor, and is used outside of the part"
-            for source in node.all_input_nodes:
-                if source not in inside and source.op != "get_attr":
-                    if tensor_spec(source) is None:
-                        yield node, f"it reads `{source.name}`, a number that is computed outside of the part"
-                    elif tensor_spec(source).shape:  # type: ignore[union-attr]
-                        batches.add(tensor_spec(source).shape[0])  # type: ignore[union-attr]
+
+def _borders(part: Sequence[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Return what a part reads and what it gives."""
+    inside = set(part)
+    inputs = _unique(i for node in part for i in node.all_input_nodes if i not in inside and i.op != "get_attr")
+    return inputs, [node for node in part if any(user not in inside for user in node.users)]
 
 
 def _unique(nodes: Iterator[fx.Node]) -> list[fx.Node]:

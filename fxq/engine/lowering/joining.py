@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fxq.engine.abi import Code
-from fxq.engine.lowering.context import Lowering
+from fxq.engine.abi import Code, Type
+from fxq.engine.lowering.context import Fixed, Lowering
+from fxq.engine.lowering.reals import write_constant
 from fxq.engine.plan.builder import Constant, Outside
 from fxq.engine.plan.layout import region
 from fxq.engine.plan.views import Buffer, Region, View, dim_size, maps, whole
@@ -27,31 +28,34 @@ def lower_cat(low: Lowering, args: Sequence[Any], module: QCat) -> View:
 
 
 def concatenate(
-    low: Lowering, views: Sequence[View], dim: int, tables: Sequence[Constant | None] | None = None
+    low: Lowering, items: Sequence[View | Fixed], dim: int, tables: Sequence[Constant | None] | None = None
 ) -> View:
-    """Return the views behind each other along ``dim``.
+    """Return tensors behind each other along ``dim``: views, and constants that are the same for all images.
 
     Args:
         tables: a look-up for each view, None where its codes stay as they are.
     """
-    tables = tables or [None] * len(views)
+    tables = tables or [None] * len(items)
+    views = [item for item in items if isinstance(item, View)]
+    if not views:
+        raise TargetError("a concatenation of constants")
     count = len(views[0].dims)
     dim %= count
     if count not in _ORDERS or dim == 0:
         raise TargetError(f"a concatenation of {count} dimensions along dimension {dim}")
-    if any(v.type != views[0].type for v in views):
+    if any(v.type != views[0].type for v in views) or (len(views) < len(items) and views[0].type is not Type.F32):
         raise TargetError("a concatenation of codes and real values")
     order = _order(views, count)
-    sizes = [dim_size(v.dims[dim]) for v in views]
+    sizes = [dim_size(i.dims[dim]) if isinstance(i, View) else i.tensor.shape[dim] for i in items]
     total = list(views[0].shape)
     total[dim] = sum(sizes)
     extent = dict(zip(order, total, strict=True)) | {"n": -1}
     buffer = low.builder.buffer(extent.get("y", 1), extent.get("x", 1), extent["c"], views[0].type)
     i = first = 0
-    while i < len(views):
-        taken = _relocate(views, tables, i, buffer, first) if order[dim] == "c" else 0
+    while i < len(items):
+        taken = _relocate(items, tables, i, buffer, first) if order[dim] == "c" else 0
         if not taken:
-            _copy(low, views[i], tables[i], order, _slice(buffer, order[dim], first, sizes[i]))
+            _copy(low, items[i], tables[i], order, _slice(buffer, order[dim], first, sizes[i]))
             taken = 1
         first += sum(sizes[i : i + taken])
         i += taken
@@ -77,13 +81,18 @@ def _slice(buffer: Buffer, letter: str, first: int, size: int) -> Region:
 
 
 def _relocate(
-    views: Sequence[View], tables: Sequence[Constant | None], i: int, buffer: Buffer, channel: int
+    items: Sequence[View | Fixed], tables: Sequence[Constant | None], i: int, buffer: Buffer, channel: int
 ) -> int:  # fmt: skip
     """Put the buffer of the views from ``i`` on into ``buffer``; return how many views that settles."""
-    root, _ = views[i].buffer.root()
+    first = items[i]
+    if isinstance(first, Fixed):
+        return 0
+    root, _ = first.buffer.root()
     covered = taken = 0
-    while i + taken < len(views) and covered < root.channels and tables[i + taken] is None:
-        view = views[i + taken]
+    while i + taken < len(items) and covered < root.channels and tables[i + taken] is None:
+        view = items[i + taken]
+        if isinstance(view, Fixed):
+            break
         own, start = view.buffer.root()
         if own is not root or start + view.origin[2] != covered or not _spans(view, root):
             break
@@ -132,8 +141,14 @@ def _can_move(root: Buffer, buffer: Buffer) -> bool:
     return not (any(root.halo) and any(buffer.halo)) or root.fill == buffer.fill
 
 
-def _copy(low: Lowering, view: View, table: Constant | None, order: str, target: Region) -> None:
+def _copy(low: Lowering, view: View | Fixed, table: Constant | None, order: str, target: Region) -> None:
     places = [[d for d, own in enumerate(order) if own == letter] for letter in "yxc"]
+    if isinstance(view, Fixed):
+        missing = [len(order) + i for i in range(4 - len(order))]
+        spread = view.tensor.reshape(*view.tensor.shape, *(1 for _ in missing))
+        ordered = [places[i][0] if places[i] else missing.pop() for i in range(3)]
+        write_constant(low, spread.permute(0, *ordered)[0], target)
+        return
     source = region(low.builder, view, *places)
     if table is None:
         low.builder.emit(Code.COPY, [source], target)

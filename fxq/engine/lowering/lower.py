@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import fx
 from fxq.engine.abi import Type
 from fxq.engine.lowering.border import input_view, loaded, stored
 from fxq.engine.lowering.context import Fixed, Lowering
+from fxq.engine.lowering.reals import lower_expand
 from fxq.engine.lowering.scalars import lower_number, reads_shape
 from fxq.engine.lowering.table import MODULES, OPERATIONS
 from fxq.engine.plan.assemble import assemble
@@ -67,6 +69,8 @@ def lower_call(low: Lowering, identify: Identifier, node: fx.Node) -> Any:
     """
     if node.op == "get_attr":
         return Fixed(_attribute(identify, node))
+    if node.target is operator.getitem and isinstance(low.values.get(node.args[0]), tuple):  # type: ignore[arg-type]
+        return low.values[node.args[0]][low.number(node.args[1])]  # type: ignore[index]
     call: OpCall = identify(node)
     if reads_shape(node):
         return lower_number(low, node)
@@ -77,6 +81,8 @@ def lower_call(low: Lowering, identify: Identifier, node: fx.Node) -> Any:
     if isinstance(call.kind, str) and call.kind in OPERATIONS and not call.inplace:
         _load_inputs(low, call)
         return OPERATIONS[call.kind](low, call)
+    if call.kind == "method:expand":
+        return lower_expand(low, call)
     raise TargetError(f"the engine has no {name_of(call)}")
 
 

@@ -117,8 +117,10 @@ def lower_same(low: Lowering, call: OpCall) -> View:
 
 
 def lower_cat(low: Lowering, call: OpCall) -> View:
-    """``cat`` of tensors with the same parameters."""
-    return concatenate(low, [low.view(item) for item in call.inputs], low.settings(call)["dim"])
+    """``cat`` of tensors with the same parameters, and of constants that are the same for all images."""
+    items = [low.values.get(item) for item in call.inputs]
+    kept = [i if isinstance(i, Fixed) and i.repeated else low.view(n) for i, n in zip(items, call.inputs, strict=True)]
+    return concatenate(low, kept, low.settings(call)["dim"])
 
 
 def lower_stack(low: Lowering, call: OpCall) -> View:
@@ -163,15 +165,9 @@ def narrow(view: View, dim: int, start: int, length: int, step: int = 1) -> View
 
 
 def lower_getitem(low: Lowering, call: OpCall) -> Any:
-    """Basic indexing, of tensors and of tuples."""
-    (source,) = call.inputs[:1]
-    found = low.values.get(source)
+    """Basic indexing of a tensor."""
     index = low.number(call.attrs["index"])
-    if isinstance(found, tuple):
-        return found[index]
-    if isinstance(found, Fixed):
-        raise TargetError("it indexes a constant")
-    view = low.view(source)
+    view = low.view(call.inputs[0])
     parts = index if isinstance(index, tuple) else (index,)
     if Ellipsis in parts:
         at = parts.index(Ellipsis)

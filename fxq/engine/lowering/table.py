@@ -8,7 +8,19 @@ from typing import Any
 from torch import nn
 
 from fxq import nn as fnn
-from fxq.engine.lowering import border, convolution, elementwise, images, joining, moves, pools, transposed
+from fxq.engine.lowering import (
+    attention,
+    border,
+    convolution,
+    elementwise,
+    images,
+    joining,
+    moves,
+    pools,
+    reals,
+    transposed,
+)
+from fxq.targets.activations import ACTIVATION_KINDS
 
 #: (lowering, the call's arguments, the module) -> the view that it gives.
 MODULES: dict[type[nn.Module], Callable[..., Any]] = {
@@ -29,6 +41,7 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     fnn.QAdaptiveAvgPool: pools.lower_adaptive_pool,
     fnn.QMean: pools.lower_mean,
     fnn.QPad: images.lower_pad,
+    nn.LayerNorm: reals.lower_layer_norm,
 }
 
 #: (lowering, the call as an operation) -> what it gives: a view, or a tuple of some.
@@ -51,4 +64,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "pixel_unshuffle": moves.lower_pixel_unshuffle,
     "channel_shuffle": moves.lower_channel_shuffle,
     "interpolate": images.lower_interpolate,
+    "add": reals.lower_sum,
+    "mul": reals.lower_sum,
+    "attention": attention.lower_attention,
+    **dict.fromkeys(ACTIVATION_KINDS, reals.lower_activation),
 }

@@ -10,6 +10,7 @@ import numpy as np
 from fxq.engine.abi import Place, Type
 from fxq.engine.plan.arena import Life, lives, place
 from fxq.engine.plan.builder import Builder, Constant, Outside, Step
+from fxq.engine.plan.fuse import fused
 from fxq.engine.plan.groups import DEFAULT, Groups, choose_groups
 from fxq.engine.plan.operations import Operation, Value
 from fxq.engine.plan.plan import Array, Plan, Port
@@ -20,7 +21,7 @@ _BYTES = {Type.U8: 1, Type.F32: 4}
 
 def assemble(builder: Builder, inputs: Sequence[Port], outputs: Sequence[Port], groups: Groups = DEFAULT) -> Plan:
     """Place the buffers of all steps, and write down every record."""
-    steps = builder.steps
+    steps = fused(builder.steps)
     sizes = choose_groups(steps, groups)
     used = tuple(sorted(set(sizes))) or (1,)
     levels = [used.index(size) for size in sizes]

@@ -2,73 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from fxq.engine.abi import Code, Function, Type
+from fxq.engine.abi import Code, Type
+from fxq.engine.plan import real_kernels
+from fxq.engine.plan.arithmetic import Array, Arrays, Values, activated, codes_of, fma, given, inner
 from fxq.engine.plan.operations import Operation, Slot, Value
 
-Array = np.ndarray[Any, Any]
-Values = Sequence[Value | None]
-Arrays = Sequence[Array | None]
 _F32 = np.float32
-
-_FUNCTIONS: dict[int, Callable[..., torch.Tensor]] = {
-    Function.IDENTITY: lambda v: v,
-    Function.SILU: F.silu,
-    Function.SIGMOID: torch.sigmoid,
-    Function.TANH: torch.tanh,
-    Function.GELU: F.gelu,
-    Function.GELU_TANH: lambda v: F.gelu(v, approximate="tanh"),
-    Function.HARDSWISH: F.hardswish,
-    Function.HARDSIGMOID: F.hardsigmoid,
-    Function.LEAKY_RELU: lambda v, slope: F.leaky_relu(v, slope),
-    Function.ELU: lambda v, alpha: F.elu(v, alpha),
-    Function.CLIP: lambda v, low, high: v.clamp(low, high),
-    Function.MISH: F.mish,
-}
-_PARAMETERS = {Function.LEAKY_RELU: 1, Function.ELU: 1, Function.CLIP: 2}
-
-
-def _apply(o: Operation, v: Array) -> Array:
-    function = o.int_at(Slot.FUNCTION)
-    parameters = [o.float_at(3 + i) for i in range(_PARAMETERS.get(Function(function), 0))]
-    found: Array = _FUNCTIONS[function](torch.from_numpy(np.ascontiguousarray(v)), *parameters).numpy()
-    return found
-
-
-def _result(o: Operation, v: Array, target: Value, default: int = 0) -> Array:
-    if target.type is Type.F32:
-        return v.astype(_F32)
-    codes = np.clip(np.rint(v), -32768, 32767).astype(np.int64) + o.int_at(Slot.ZERO_POINT)
-    return np.clip(np.clip(codes, 0, 255), o.int_at(Slot.LOWEST), o.int_at(Slot.HIGHEST) or default).astype(np.uint8)
-
-
-def _fma(a: Array, b: Array | float, c: Array | float) -> Array:
-    """Rounded once, up to double precision's own rounding."""
-    exact = a.astype(np.float64) * np.asarray(b, _F32).astype(np.float64) + np.asarray(c, _F32).astype(np.float64)
-    return exact.astype(_F32)
-
-
-def _inner(x: Array, value: Value) -> Array:
-    top, left, _, _ = value.halo
-    return x[:, top : top + value.height, left : left + value.width]
-
-
-def _given(values: Values, arrays: Arrays, i: int) -> tuple[Value, Array]:
-    value, array = values[i], arrays[i]
-    assert value is not None
-    assert array is not None
-    return value, array
 
 
 def conv(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_CONV and FXQ_DEPTHWISE."""
-    value, x = _given(values, arrays, 0)
+    value, x = given(values, arrays, 0)
     weights, start, scale, bias = constants[:4]
     assert weights is not None and start is not None and scale is not None and bias is not None  # noqa: PT018
     groups = o.int_at(Slot.GROUPS)
@@ -80,18 +29,18 @@ def conv(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target
             rows = weights[g * outputs : (g + 1) * outputs, ky, kx].astype(np.float64)
             total[..., g * outputs : (g + 1) * outputs] += part @ rows.T
     acc = (total + start).astype(_F32)
-    v = _fma(acc, scale, bias)
+    v = fma(acc, scale, bias)
     if len(values) > 1 and values[1] is not None:
-        residual = _inner(_given(values, arrays, 1)[1], values[1])
+        residual = inner(given(values, arrays, 1)[1], values[1])
         if values[1].type is Type.U8:
-            v = _fma(residual.astype(_F32), o.float_at(0), v + _F32(o.float_at(1)))
+            v = fma(residual.astype(_F32), o.float_at(0), v + _F32(o.float_at(1)))
         else:
             v = v + residual
     if o.int_at(Slot.FUNCTION):
-        v = _apply(o, v)
+        v = activated(o, v)
         if target.type is Type.U8:
             v = v * _F32(o.float_at(2))
-    return _result(o, v, target)
+    return codes_of(o, v, target)
 
 
 def windows(o: Operation, value: Value, x: Array, target: Value) -> list[tuple[Array, int, int]]:
@@ -111,8 +60,8 @@ def windows(o: Operation, value: Value, x: Array, target: Value) -> list[tuple[A
 
 def load(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_LOAD and FXQ_QUANTISE."""
-    value, x = _given(values, arrays, 0)
-    x = _inner(x, value) if any(value.halo) else x
+    value, x = given(values, arrays, 0)
+    x = inner(x, value) if any(value.halo) else x
     found = np.full(
         (count, target.height, target.width, target.channels), target.fill, np.uint8 if target.type is Type.U8 else _F32
     )
@@ -127,8 +76,8 @@ def load(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target
 
 def store(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_STORE and FXQ_DEQUANTISE."""
-    value, x = _given(values, arrays, 0)
-    x = _inner(x, value)
+    value, x = given(values, arrays, 0)
+    x = inner(x, value)
     if value.type is target.type:
         return x
     found: Array = (x.astype(_F32) - _F32(o.int_at(0))) * _F32(o.float_at(0))
@@ -137,34 +86,23 @@ def store(o: Operation, values: Values, arrays: Arrays, constants: Arrays, targe
 
 def lookup(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_LOOKUP."""
-    value, x = _given(values, arrays, 0)
+    value, x = given(values, arrays, 0)
     table = constants[0]
     assert table is not None
-    found: Array = table[_inner(x, value)]
+    found: Array = table[inner(x, value)]
     return found
 
 
 def copy(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_COPY."""
-    value, x = _given(values, arrays, 0)
-    return _inner(x, value).copy()
-
-
-def binary(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
-    """FXQ_ADD and FXQ_MUL."""
-    operands = []
-    for i in range(2):
-        value, x = _given(values, arrays, i)
-        zero = _F32(o.int_at(Slot.ZERO_A + i))
-        operands.append((_inner(x, value).astype(_F32) - zero) * _F32(o.float_at(i)))
-    v = operands[0] + operands[1] if o.code is Code.ADD else operands[0] * operands[1]
-    return _result(o, _apply(o, v) * _F32(o.float_at(2)), target)
+    value, x = given(values, arrays, 0)
+    return inner(x, value).copy()
 
 
 def max_pool(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_MAX_POOL: taps outside of the image are left out."""
-    value, x = _given(values, arrays, 0)
-    image = _inner(x, value).astype(np.int64)
+    value, x = given(values, arrays, 0)
+    image = inner(x, value).astype(np.int64)
     stacked = np.stack([w for w, _ in _taps(o, image, target, -1)])
     found: Array = np.clip(stacked.max(0), o.int_at(Slot.LOWEST), o.int_at(Slot.HIGHEST)).astype(np.uint8)
     return found
@@ -172,8 +110,8 @@ def max_pool(o: Operation, values: Values, arrays: Arrays, constants: Arrays, ta
 
 def avg_pool(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_AVG_POOL."""
-    value, x = _given(values, arrays, 0)
-    image = _inner(x, value).astype(np.int64) - o.int_at(Slot.ZERO_A)
+    value, x = given(values, arrays, 0)
+    image = inner(x, value).astype(np.int64) - o.int_at(Slot.ZERO_A)
     if o.int_at(16):
         rows, columns = constants[:2]
         assert rows is not None and columns is not None  # noqa: PT018
@@ -184,7 +122,7 @@ def avg_pool(o: Operation, values: Values, arrays: Arrays, constants: Arrays, ta
         sums = np.sum([w for w, _ in found], 0)
         taps = o.int_at(15) or np.sum([inside for _, inside in found], 0).astype(_F32)[None, :, :, None]
     step = (_F32(o.float_at(0)) / np.asarray(taps, _F32)).astype(_F32)
-    return _result(o, sums.astype(_F32) * step * _F32(o.float_at(2)), target)
+    return codes_of(o, sums.astype(_F32) * step * _F32(o.float_at(2)), target)
 
 
 def _taps(o: Operation, image: Array, target: Value, outside: int) -> list[tuple[Array, Array]]:
@@ -203,9 +141,9 @@ def _taps(o: Operation, image: Array, target: Value, outside: int) -> list[tuple
 
 def resize(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_RESIZE, nearest."""
-    value, x = _given(values, arrays, 0)
+    value, x = given(values, arrays, 0)
     rows, columns = constants[:2]
-    found: Array = _inner(x, value)[:, rows][:, :, columns]
+    found: Array = inner(x, value)[:, rows][:, :, columns]
     return found
 
 
@@ -218,8 +156,12 @@ KERNELS: dict[Code, Callable[..., Array]] = {
     Code.DEPTHWISE: conv,
     Code.LOOKUP: lookup,
     Code.COPY: copy,
-    Code.ADD: binary,
-    Code.MUL: binary,
+    Code.ADD: real_kernels.binary,
+    Code.MUL: real_kernels.binary,
+    Code.ADD_F32: real_kernels.binary,
+    Code.UNARY_F32: real_kernels.unary,
+    Code.LAYER_NORM: real_kernels.layer_norm,
+    Code.ATTENTION: real_kernels.attention,
     Code.MAX_POOL: max_pool,
     Code.AVG_POOL: avg_pool,
     Code.RESIZE: resize,

@@ -1,0 +1,68 @@
+"""The operations on real values in numpy. Exponentials differ from the engine's in the last bits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fxq.engine.abi import Code, Type
+from fxq.engine.plan.arithmetic import Array, Arrays, Values, activated, codes_of, given, inner
+from fxq.engine.plan.operations import Operation, Slot, Value
+
+_F32 = np.float32
+
+
+def _real(o: Operation, values: Values, arrays: Arrays, i: int) -> Array:
+    value, x = given(values, arrays, i)
+    found = inner(x, value).astype(_F32)
+    if value.type is Type.U8:
+        found = (found - _F32(o.int_at(Slot.ZERO_A + i))) * _F32(o.float_at(i))
+    return found
+
+
+def _finished(o: Operation, v: Array, target: Value) -> Array:
+    return codes_of(o, v * _F32(o.float_at(2)) if target.type is Type.U8 else v, target)
+
+
+def binary(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
+    """FXQ_ADD, FXQ_MUL, FXQ_ADD_F32."""
+    operands = [_real(o, values, arrays, i) for i in range(2) if values[i] is not None]
+    if len(operands) < 2:
+        constant = constants[0]
+        assert constant is not None
+        operands.append(constant.reshape(1, o.int_at(0), o.int_at(1), o.int_at(2)))
+    if len(operands) < 2:
+        operands.append(np.zeros((count, target.height, target.width, target.channels), _F32))
+    v = operands[0] * operands[1] if o.code is Code.MUL else operands[0] + operands[1]
+    return _finished(o, activated(o, v.astype(_F32)), target)
+
+
+def unary(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
+    """FXQ_UNARY_F32."""
+    return _finished(o, activated(o, _real(o, values, arrays, 0)), target)
+
+
+def layer_norm(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
+    """FXQ_LAYER_NORM."""
+    x = torch.from_numpy(_real(o, values, arrays, 0))
+    weight, bias = (None if c is None else torch.from_numpy(c) for c in (*constants, None)[:2])
+    return _finished(o, F.layer_norm(x, (x.shape[-1],), weight, bias, o.float_at(0)).numpy(), target)
+
+
+def attention(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
+    """FXQ_ATTENTION."""
+    heads = o.int_at(0)
+    q, k, v = (torch.from_numpy(_real(o, values, arrays, i)) for i in range(3))
+    q, k, v = (t.reshape(count, -1, heads, t.shape[3] // heads).transpose(1, 2) for t in (q, k, v))
+    scores = q @ k.transpose(2, 3) * o.float_at(0)
+    if len(values) > 3 and values[3] is not None:
+        scores = scores + torch.from_numpy(inner(given(values, arrays, 3)[1], values[3]).copy())
+    if constants and constants[0] is not None:
+        scores = scores + torch.from_numpy(constants[0].copy()).reshape(1, o.int_at(5), o.int_at(6), -1)
+    if o.int_at(1):
+        scores = scores.masked_fill(torch.ones(scores.shape[2:]).triu(1).bool(), -math.inf)
+    found = (torch.softmax(scores, -1).nan_to_num(0.0) @ v).transpose(1, 2).reshape(count, 1, -1, target.channels)
+    return _finished(o, found.numpy(), target)

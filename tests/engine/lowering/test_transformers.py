@@ -1,0 +1,55 @@
+"""Whole encoder blocks: attention on slices of one projection, sums as residuals, quantisation inside of norms."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.networks.transformer import VisionTransformer
+from fxq.engine.abi import Code
+from tests.engine.lowering.graphs import check, int8, planned
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_vision_transformer_is_one_plan() -> None:
+    torch.manual_seed(0)
+    gm = int8(VisionTransformer(depth=2), images(2))
+    plan = check(gm, images(3), exact=False)
+    codes = [o.code for o in plan.operations]
+    assert codes.count(Code.ATTENTION) == 2
+    assert codes.count(Code.CONV) == 2 + 4 * 2 + 1
+    assert codes.count(Code.QUANTISE) == 1  # of the class token alone, which one norm of all tokens gives
+    assert Code.DEQUANTISE not in codes
+
+
+class Masked(nn.Module):
+    """Self-attention with an additive mask that comes in, and a causal one behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = F.scaled_dot_product_attention(y, k, v, is_causal=True, scale=0.3)
+        z: Tensor = x + self.out(y.transpose(1, 2).flatten(2))
+        return z
+
+
+def test_masks() -> None:
+    x, mask = torch.randn(3, 6, 16), torch.zeros(3, 1, 1, 6)
+    mask[:, :, :, 4:] = -10.0
+    check(int8(Masked(), x, mask), x, mask, exact=False)
+
+
+def test_a_sum_is_the_residual_of_the_layer_in_front() -> None:
+    x, mask = torch.randn(3, 6, 16), torch.zeros(3, 1, 1, 6)
+    plan = planned(int8(Masked(), x, mask), x, mask)
+    assert Code.ADD_F32 not in [o.code for o in plan.operations]
+    last = plan.operations[-2]
+    assert (last.code, last.int_at(13)) == (Code.CONV, 2)
