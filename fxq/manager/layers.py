@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from torch import fx
 
-from fxq.ir.identify import OpCall, identify
+from fxq.engine.segment import Segment
+from fxq.ir.identify import OpCall, get_module, identify
 from fxq.ir.provenance import node_info
 from fxq.ir.shapes import TensorSpec, describe_value, recorded_value
 from fxq.ir.snapshot import kind_text
@@ -24,8 +25,8 @@ def layer_records(gm: fx.GraphModule, passes: Iterable[PassRecord]) -> list[Laye
     """Return a record for each operation that computes tensors, with why it stayed in float where it did."""
     reasons = {r.node: r.reason for p in passes for r in p.refused if r.rule in _RULES}
     records = []
-    for node in gm.graph.nodes:
-        call = identify(node, gm)
+    for node, owner, engine in _nodes(gm):
+        call = identify(node, owner)
         if not node.op.startswith("call_") or not _holds_tensor(recorded_value(node)) or picks_from_tuple(call):
             continue
         output = _output(call)
@@ -35,13 +36,27 @@ def layer_records(gm: fx.GraphModule, passes: Iterable[PassRecord]) -> list[Laye
                 module_path=node_info(node).module_path,
                 kind=kind_text(call.kind),
                 value=describe_value(node),
-                kernel=_kernel(call),
+                kernel=engine or _kernel(call),
                 scale=None if output is None else output.scale,
                 zero_point=None if output is None else output.zero_point,
                 why_float=reasons.get(node.name, ""),
             )
         )
     return records
+
+
+def _nodes(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.GraphModule, str]]:
+    """Yield every node with the graph that it stands in: in the place of a segment, the nodes that it runs.
+
+    The third is what runs it, where that is a segment: ``"native (segment_1)"``.
+    """
+    for node in gm.graph.nodes:
+        module = get_module(gm, node)
+        if isinstance(module, Segment):
+            for inner in module.subgraph.graph.nodes:
+                yield inner, module.subgraph, f"{module.describe()} ({node.name})"
+        else:
+            yield node, gm, ""
 
 
 def _holds_tensor(seen: Any) -> bool:
