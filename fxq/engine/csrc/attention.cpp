@@ -1,8 +1,8 @@
 // ATTENTION: softmax(q k^T * scale + mask) v, head by head, for blocks of queries.
 //
 // The scores of a block lie as [key][query], so that a lane is a query: maxima and sums need no other lane, and their
-// order is that of the keys on every instruction set. Scores stay in the nearest caches; k and v are read where they
-// lie, or from a float32 copy if they are codes.
+// order is that of the keys on every instruction set. A head's k and v are copied side by side first (in the caller's
+// tensor a head's tokens are far apart and share few cache sets); scores stay in the nearest caches.
 #include <math.h>
 
 #include <new>
@@ -10,6 +10,7 @@
 #include "finish.h"
 #include "product.h"
 #include "rows.h"
+#include "turn.h"
 
 namespace fxq {
 namespace FXQ_NS {
@@ -37,21 +38,19 @@ int64_t lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 // Parts of the scratch, in floats.
 struct Scratch {
-    float *token, *query, *scores, *result, *factor, *ramp, *keys, *values;
-    int64_t result_pitch, total;
+    float *tokens, *query, *scores, *result, *factor, *ramp, *keys, *values;
+    int64_t total = 0;
 
     Scratch(const Shape& shape, float* base) {
-        result_pitch = lines(shape.width);
-        total = 0;
         auto take = [&](int64_t floats) {
             float* part = base ? base + total : nullptr;
             total += lines(floats);
             return part;
         };
-        token = take(shape.depth);
-        query = take(shape.depth * QUERIES);
+        tokens = take(QUERIES * lines(shape.depth));
+        query = take(lines(shape.depth) * QUERIES);
         scores = take(shape.keys * QUERIES);
-        result = take(QUERIES * result_pitch);
+        result = take(QUERIES * lines(shape.width));
         factor = take(QUERIES);
         ramp = take(2 * LANES);
         keys = take(shape.keys * lines(shape.depth));
@@ -96,20 +95,17 @@ struct Operand {
         scale = set(op.record.floats[3 + index]);
     }
 
-    // Real values of a token: where they lie, or in `room`.
-    const float* token(int64_t i, float* room) const {
-        const uint8_t* from = data + i * pitch;
-        if (!codes) return reinterpret_cast<const float*>(from);
+    // Real values of tokens first .. first + count - 1, one every lines(channels), zeros between them.
+    void copy(int64_t first, int64_t count, float* to) const {
         const Finish finish(false, 1.0f, Codes(0, 0, 255));
-        finish(CodeSource{from, zero, scale}, reinterpret_cast<uint8_t*>(room), channels);
-        return room;
-    }
-
-    // All tokens.
-    ConstRows rows(int64_t count, float* room) const {
-        if (!codes) return {reinterpret_cast<const float*>(data), pitch / 4};
-        for (int64_t i = 0; i < count; ++i) token(i, room + i * lines(channels));
-        return {room, lines(channels)};
+        for (int64_t i = 0; i < count; ++i, to += lines(channels)) {
+            const uint8_t* from = data + (first + i) * pitch;
+            for (int64_t c = channels; c < lines(channels); ++c) to[c] = 0.0f;
+            if (codes)
+                finish(CodeSource{from, zero, scale}, reinterpret_cast<uint8_t*>(to), channels);
+            else
+                finish(RealSource{reinterpret_cast<const float*>(from)}, reinterpret_cast<uint8_t*>(to), channels);
+        }
     }
 };
 
@@ -146,11 +142,17 @@ struct Mask {
     }
 };
 
-// q * scale of a block as [channel][query]; missing queries are zero.
-void turn_queries(const Operand& q, int64_t first, int64_t count, int64_t wide, float scale, float* room, float* out) {
-    for (int64_t i = 0; i < wide; ++i) {
-        const float* token = i < count ? q.token(first + i, room) : nullptr;
-        for (int64_t c = 0; c < q.channels; ++c) out[c * wide + i] = token ? token[c] * scale : 0.0f;
+// q * scale of tokens as [channel][query], `wide` queries; missing ones are zero.
+void turn_queries(const float* tokens, int64_t count, int64_t pitch, int64_t wide, float scale, float* out) {
+    const F factor = set(scale);
+    for (int64_t first = 0; first < wide; first += LANES) {
+        for (int64_t c = 0; c < pitch; c += LANES) {
+            F block[LANES];
+            for (int64_t i = 0; i < LANES; ++i)
+                block[i] = first + i < count ? mul(load(tokens + (first + i) * pitch + c), factor) : set(0.0f);
+            turn(block);
+            for (int64_t i = 0; i < LANES; ++i) store(out + (c + i) * wide + first, block[i]);
+        }
     }
 }
 
@@ -194,22 +196,6 @@ void soften(float* scores, int64_t keys, int64_t vectors, float* factor) {
     soften<VECTORS>(scores, keys, factor);
 }
 
-// The products of the weights with v. Channels behind the last full vector are copied, so that nothing else is read.
-void weigh(const Operand& v, const Shape& shape, int64_t keys, const Left& weights, int64_t count,
-           const Scratch& scratch) {
-    const ConstRows rows = v.rows(keys, scratch.values);
-    const int64_t whole = shape.width / LANES, rest = shape.width % LANES;
-    product(weights, rows, {scratch.result, scratch.result_pitch}, count, whole, keys);
-    if (rest == 0) return;
-    const float* from = rows.data + whole * LANES;
-    float* tail = scratch.values;  // of codes: the copy lies there already, and rows only move forward
-    for (int64_t i = 0; i < keys; ++i) {
-        const F last = load_partial(from + i * rows.pitch, rest);
-        store(tail + i * LANES, last);
-    }
-    product(weights, {tail, LANES}, {scratch.result + whole * LANES, scratch.result_pitch}, count, 1, keys);
-}
-
 struct ScaledSource {
     const float* data;
     F factor;
@@ -217,9 +203,9 @@ struct ScaledSource {
     F part(int64_t i, int64_t n) const { return mul(load_partial(data + i, n), factor); }
 };
 
-void head_block(const Operation& op, const Context& context, const Shape& shape, int64_t n, int64_t head,
-                int64_t block) {
-    const Scratch scratch(shape, reinterpret_cast<float*>(context.scratch));
+// One block of queries of a head whose keys and values have been copied.
+void head_block(const Operation& op, const Context& context, const Shape& shape, const Scratch& scratch, int64_t n,
+                int64_t head, int64_t block) {
     const Tensor& y = *op.output;
     const bool causal = op.record.ints[1] != 0;
     const int64_t first = block * QUERIES;
@@ -227,32 +213,37 @@ void head_block(const Operation& op, const Context& context, const Shape& shape,
     const int64_t vectors = (count + LANES - 1) / LANES, wide = vectors * LANES;
     // Keys behind the last query would all get weight zero.
     const int64_t keys = causal && first + count < shape.keys ? first + count : shape.keys;
-    const Operand q(op, context, 0, n, head, shape.depth), k(op, context, 1, n, head, shape.depth),
-        v(op, context, 2, n, head, shape.width);
 
-    turn_queries(q, first, count, wide, op.record.floats[0], scratch.token, scratch.query);
-    const ConstRows key_rows = k.rows(keys, scratch.keys);
-    product({key_rows.data, key_rows.pitch, 1}, {scratch.query, wide}, {scratch.scores, wide}, keys, vectors,
+    Operand(op, context, 0, n, head, shape.depth).copy(first, count, scratch.tokens);
+    turn_queries(scratch.tokens, count, lines(shape.depth), wide, op.record.floats[0], scratch.query);
+    product({scratch.keys, lines(shape.depth), 1}, {scratch.query, wide}, {scratch.scores, wide}, keys, vectors,
             shape.depth);
     const Mask mask(op, context, n, head);
-    if (mask.data || causal) {
-        for (int64_t i = 0; i < 2 * LANES; ++i) scratch.ramp[i] = i < LANES ? -INFINITY : 0.0f;
+    if (mask.data || causal)
         add_mask(mask, scratch.ramp, first, shape.queries, vectors, keys, causal, scratch.scores);
-    }
     soften(scratch.scores, keys, vectors, scratch.factor);
-    weigh(v, shape, keys, {scratch.scores, 1, wide}, count, scratch);
+    product({scratch.scores, 1, wide}, {scratch.values, lines(shape.width)}, {scratch.result, lines(shape.width)},
+            count, (shape.width + LANES - 1) / LANES, keys);
     const Finish finish(y.type == FXQ_U8, op.record.floats[2], codes_of(op.record));
     uint8_t* out = address(context, y, n) + first * y.pixel_pitch + head * shape.width * y.size;
     for (int64_t i = 0; i < count; ++i)
-        finish(ScaledSource{scratch.result + i * scratch.result_pitch, set(scratch.factor[i])},
-               out + i * y.pixel_pitch, shape.width);
+        finish(ScaledSource{scratch.result + i * lines(shape.width), set(scratch.factor[i])}, out + i * y.pixel_pitch,
+               shape.width);
 }
 
 void run(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
     const Shape shape(op);
-    const int64_t blocks = shape.heads * shape.blocks;
-    each_row(context.images, blocks, tasks, begin, end, [&](int64_t n, int64_t part) {
-        head_block(op, context, shape, n, part / shape.blocks, part % shape.blocks);
+    const Scratch scratch(shape, reinterpret_cast<float*>(context.scratch));
+    for (int64_t i = 0; i < 2 * LANES; ++i) scratch.ramp[i] = i < LANES ? -INFINITY : 0.0f;
+    int64_t copied = -1;
+    each_row(context.images, shape.heads * shape.blocks, tasks, begin, end, [&](int64_t n, int64_t part) {
+        const int64_t head = part / shape.blocks;
+        if (copied != n * shape.heads + head) {
+            copied = n * shape.heads + head;
+            Operand(op, context, 1, n, head, shape.depth).copy(0, shape.keys, scratch.keys);
+            Operand(op, context, 2, n, head, shape.width).copy(0, shape.keys, scratch.values);
+        }
+        head_block(op, context, shape, scratch, n, head, part % shape.blocks);
         if (part == 0) write_halo(*op.output, address(context, *op.output, n), 0, 1);
     });
 }

@@ -131,8 +131,8 @@ void row_of(const Side& a, const Side& b, const Finish& finish, const Tensor& y,
     }
     with_operand(a, channels, scratch, [&](const auto& left) {
         with_operand(b, channels, scratch + padded(y.channels), [&](const auto& right) {
-            for (int64_t i = 0; i < width; ++i)
-                finish(combine<product>(left.at(i), right.at(i)), to + i * y.pixel_pitch, channels);
+            finish.pixels([&](int64_t i) { return combine<product>(left.at(i), right.at(i)); }, to, y.pixel_pitch, width,
+                          channels);
         });
     });
 }

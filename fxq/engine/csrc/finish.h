@@ -55,6 +55,25 @@ struct ProductSource {
     F part(int64_t i, int64_t n) const { return mul(a.part(i, n), b.part(i, n)); }
 };
 
+// Codes (0..255) of 4 LANES elements.
+inline void put_four(uint8_t* p, I a, I b, I c, I d) {
+#if defined(FXQ_AVX512VNNI)
+    // Packing works within 128-bit lanes; the permutation puts the words of each vector back together.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, packed));
+#elif defined(FXQ_AVX2) || defined(FXQ_AVXVNNI)
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i packed = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(packed, order));
+#else
+    put_bytes(p, a);
+    put_bytes(p + LANES, b);
+    put_bytes(p + 2 * LANES, c);
+    put_bytes(p + 3 * LANES, d);
+#endif
+}
+
 // v -> f(v), or the code of f(v) * inverse.
 struct Finish {
     bool to_codes;
@@ -74,35 +93,54 @@ struct Finish {
     Finish(bool to_codes, float inverse, const Codes& codes)
         : to_codes(to_codes), function(FXQ_IDENTITY), params(nullptr), inverse(set(inverse)), codes(codes) {}
 
+    // `count` elements.
     template <class Source>
     void operator()(const Source& source, uint8_t* out, int64_t count) const {
-        if (function == FXQ_IDENTITY) return plain(source, out, count);
+        pixels([&](int64_t) { return source; }, out, 0, 1, count);
+    }
+
+    // `width` pixels of `count` elements, `pitch` bytes apart; source(i) gives the source of pixel i.
+    template <class Sources>
+    void pixels(const Sources& source, uint8_t* out, int64_t pitch, int64_t width, int64_t count) const {
+        if (function == FXQ_IDENTITY) return plain(source, out, pitch, width, count);
         alignas(64) float values[BLOCK];
-        for (int64_t i = 0; i < count; i += BLOCK) {
-            const int64_t n = count - i < BLOCK ? count - i : BLOCK;
-            const int64_t whole = n / LANES * LANES;
-            for (int64_t k = 0; k < whole; k += LANES) store(values + k, source.full(i + k));
-            if (whole < n) store(values + whole, source.part(i + whole, n - whole));
-            apply_all(function, params, values, n);
-            plain(RealSource{values}, out + i * (to_codes ? 1 : 4), n);
+        for (int64_t x = 0; x < width; ++x, out += pitch) {
+            const auto real = source(x);
+            for (int64_t i = 0; i < count; i += BLOCK) {
+                const int64_t n = count - i < BLOCK ? count - i : BLOCK;
+                const int64_t whole = n / LANES * LANES;
+                for (int64_t k = 0; k < whole; k += LANES) store(values + k, real.full(i + k));
+                if (whole < n) store(values + whole, real.part(i + whole, n - whole));
+                apply_all(function, params, values, n);
+                plain([&](int64_t) { return RealSource{values}; }, out + i * (to_codes ? 1 : 4), 0, 1, n);
+            }
         }
     }
 
    private:
     static constexpr int64_t BLOCK = 512;
 
-    template <class Source>
-    void plain(const Source& source, uint8_t* out, int64_t count) const {
-        const int64_t whole = count / LANES * LANES;
-        if (to_codes) {
-            for (int64_t i = 0; i < whole; i += LANES) put_bytes(out + i, codes(mul(source.full(i), inverse)));
-            if (whole < count)
-                put_bytes_partial(out + whole, codes(mul(source.part(whole, count - whole), inverse)), count - whole);
-            return;
+    template <class Sources>
+    void plain(const Sources& source, uint8_t* out, int64_t pitch, int64_t width, int64_t count) const {
+        const int64_t whole = count / LANES * LANES, fours = count / (4 * LANES) * (4 * LANES), rest = count - whole;
+        // Copies, because bytes that are written might be part of *this for all that the compiler knows.
+        const Codes code = codes;
+        const F factor = inverse;
+        const bool bytewise = to_codes;
+        for (int64_t x = 0; x < width; ++x, out += pitch) {
+            const auto real = source(x);
+            if (bytewise) {
+                auto at = [&](int64_t i) { return code(mul(real.full(i), factor)); };
+                for (int64_t i = 0; i < fours; i += 4 * LANES)
+                    put_four(out + i, at(i), at(i + LANES), at(i + 2 * LANES), at(i + 3 * LANES));
+                for (int64_t i = fours; i < whole; i += LANES) put_bytes(out + i, at(i));
+                if (rest) put_bytes_partial(out + whole, code(mul(real.part(whole, rest), factor)), rest);
+                continue;
+            }
+            float* target = reinterpret_cast<float*>(out);
+            for (int64_t i = 0; i < whole; i += LANES) store(target + i, real.full(i));
+            if (rest) store_partial(target + whole, real.part(whole, rest), rest);
         }
-        float* real = reinterpret_cast<float*>(out);
-        for (int64_t i = 0; i < whole; i += LANES) store(real + i, source.full(i));
-        if (whole < count) store_partial(real + whole, source.part(whole, count - whole), count - whole);
     }
 };
 

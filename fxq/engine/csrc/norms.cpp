@@ -18,23 +18,32 @@ constexpr int64_t VECTORS = PARTS / LANES;
 
 int64_t padded(int64_t channels) { return (channels + PARTS - 1) / PARTS * PARTS; }
 
-// Combines the parts in pairs.
-template <class Pair>
-float folded(const F (&parts)[VECTORS], const Pair& pair) {
-    alignas(64) float all[PARTS];
-    for (int64_t k = 0; k < VECTORS; ++k) store(all + k * LANES, parts[k]);
-    for (int64_t half = PARTS / 2; half > 0; half /= 2)
+// Combines the parts in pairs: vectors while whole vectors are left, then their elements.
+template <class Pair, class PairOfVectors>
+float folded(F (&parts)[VECTORS], const Pair& pair, const PairOfVectors& vectors) {
+    for (int64_t half = VECTORS / 2; half > 0; half /= 2)
+        for (int64_t k = 0; k < half; ++k) parts[k] = vectors(parts[k], parts[k + half]);
+    alignas(64) float all[LANES];
+    store(all, parts[0]);
+    for (int64_t half = LANES / 2; half > 0; half /= 2)
         for (int64_t i = 0; i < half; ++i) all[i] = pair(all[i], all[i + half]);
     return all[0];
 }
 
-float sum_of(const F (&parts)[VECTORS]) {
-    return folded(parts, [](float a, float b) { return a + b; });
+float sum_of(F (&parts)[VECTORS]) {
+    return folded(parts, [](float a, float b) { return a + b; }, [](F a, F b) { return add(a, b); });
 }
 
-// Replaces `count` padded values by each(value) and combines the results part by part.
+// Combines `count` padded values part by part.
+template <class Combine>
+void collect(const float* values, int64_t count, F (&parts)[VECTORS], const Combine& combine) {
+    for (int64_t c = 0; c < count; c += PARTS)
+        for (int64_t k = 0; k < VECTORS; ++k) parts[k] = combine(parts[k], load(values + c + k * LANES));
+}
+
+// The same after replacing them by each(value).
 template <class Each, class Combine>
-void pass(float* values, int64_t count, F (&parts)[VECTORS], const Each& each, const Combine& combine) {
+void collect(float* values, int64_t count, F (&parts)[VECTORS], const Each& each, const Combine& combine) {
     for (int64_t c = 0; c < count; c += PARTS) {
         for (int64_t k = 0; k < VECTORS; ++k) {
             const F v = each(load(values + c + k * LANES));
@@ -106,12 +115,12 @@ void norm_pixel(const Operation& op, float* real, int64_t channels, const Finish
     auto added = [](F part, F v) { return add(part, v); };
     F parts[VECTORS];
     start(parts, 0.0f);
-    pass(real, count, parts, [](F v) { return v; }, added);
+    collect(real, count, parts, added);
     const float mean = sum_of(parts) / static_cast<float>(channels);
     for (int64_t c = channels; c < count; ++c) real[c] = mean;  // a difference of zero
     start(parts, 0.0f);
     const F shift = set(mean);
-    pass(real, count, parts, [&](F v) { return sub(v, shift); }, [](F part, F v) { return fma(v, v, part); });
+    collect(real, count, parts, [&](F v) { return sub(v, shift); }, [](F part, F v) { return fma(v, v, part); });
     const float variance = sum_of(parts) / static_cast<float>(channels);
     const float factor = 1.0f / ::sqrtf(variance + op.record.floats[0]);
     finish(NormSource{real, state.weight.as<float>(), state.bias.as<float>(), set(factor)}, out, channels);
@@ -121,10 +130,11 @@ void softmax_pixel(float* real, int64_t channels, const Finish& finish, uint8_t*
     const int64_t count = padded(channels);
     F parts[VECTORS];
     start(parts, LOWEST);
-    pass(real, count, parts, [](F v) { return v; }, [](F part, F v) { return maximum(v, part); });
-    const F most = set(folded(parts, [](float a, float b) { return a > b ? a : b; }));
+    collect(real, count, parts, [](F part, F v) { return maximum(v, part); });
+    const F most = set(folded(parts, [](float a, float b) { return a > b ? a : b; },
+                              [](F a, F b) { return maximum(a, b); }));
     start(parts, 0.0f);
-    pass(real, count, parts, [&](F v) { return exponential(sub(v, most)); }, [](F part, F v) { return add(part, v); });
+    collect(real, count, parts, [&](F v) { return exponential(sub(v, most)); }, [](F part, F v) { return add(part, v); });
     const float sum = sum_of(parts);
     finish(ScaledSource{real, set(sum > 0.0f ? 1.0f / sum : 0.0f)}, out, channels);
 }

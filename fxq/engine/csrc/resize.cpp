@@ -80,12 +80,12 @@ void bilinear_row(const fxq_operation& record, const Tensor& x, const uint8_t* i
     const Finish finish(y.type == FXQ_U8, record.floats[2], codes_of(record));
     const F zero = set(static_cast<float>(record.ints[14])), scale = set(record.floats[0]), wy = set(row.weight);
     const uint8_t *upper = image + row.first * x.row_pitch, *lower = image + row.next * x.row_pitch;
-    for (int64_t i = 0; i < y.width; ++i) {
+    auto source = [&](int64_t i) {
         const int64_t left = columns[i].first * x.pixel_pitch, right = columns[i].next * x.pixel_pitch;
-        const BilinearSource<codes> source{upper + left, upper + right,          lower + left, lower + right,
-                                           set(columns[i].weight), wy, zero, scale};
-        finish(source, to + i * y.pixel_pitch, y.channels);
-    }
+        return BilinearSource<codes>{upper + left, upper + right,          lower + left, lower + right,
+                                     set(columns[i].weight), wy, zero, scale};
+    };
+    finish.pixels(source, to, y.pixel_pitch, y.width, y.channels);
 }
 
 void run(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
