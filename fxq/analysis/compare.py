@@ -18,6 +18,7 @@ from fxq.analysis.attribution import Added, Attribution
 from fxq.analysis.error_sums import ErrorSums
 from fxq.analysis.matching import Matching, match_nodes
 from fxq.analysis.running import evaluation, isolate
+from fxq.engine.dissolve import dissolve
 from fxq.errors import InputError
 from fxq.ir.identify import get_module, identify
 from fxq.ir.metrics import Distance, tensors_in
@@ -185,6 +186,8 @@ def _arguments(gm: nn.Module) -> int:
 
 
 def _prepared(model: nn.Module, inputs: ModelInputs) -> fx.GraphModule:
+    if isinstance(model, fx.GraphModule):
+        model = dissolve(model)  # layer by layer: what the native engine takes over, by the modules that define it
     gm = isolate(trace(model, inputs))
     ensure_ids(gm)
     return gm

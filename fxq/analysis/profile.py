@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 from fxq.analysis.costs import LayerCost, Profile
 from fxq.analysis.counting import ProductCounter, int8_macs
 from fxq.analysis.running import evaluation, isolate, plain_modules
+from fxq.engine.dissolve import dissolve
 from fxq.errors import GraphError, InputError, TraceError
 from fxq.ir.identify import identify
 from fxq.ir.metrics import tensors_in
@@ -65,6 +66,8 @@ def profile(model: nn.Module, example_inputs: object) -> Profile:
 
 def _capture(model: nn.Module, inputs: ModelInputs) -> tuple[fx.GraphModule, list[str]]:
     """Trace ``model``; one that cannot be traced becomes a graph of one call."""
+    if isinstance(model, fx.GraphModule):
+        model = dissolve(model)
     try:
         return trace(model, inputs), []
     except TraceError as error:
