@@ -30,9 +30,9 @@ from fxq.passes.round_adaptively import RoundAdaptively
 from fxq.passes.smooth_quant import SmoothQuant
 from fxq.quant.recipe import Recipe
 from fxq.targets import resolve_target
+from fxq.targets.half_support import HALF_TYPES
 from fxq.targets.resolve import module_backend
 from fxq.targets.saturation import guarded, why_reduced
-from fxq.targets.half_support import HALF_TYPES
 
 
 def float_pipeline(verify: bool = True) -> PassManager:

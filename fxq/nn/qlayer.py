@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxq.nn.kernels import BACKENDS, KernelSet, Quantisation, Run, Weights, kernel_set
+from fxq.nn.kernels import BACKENDS, KernelSet, Quantisation, Run, Weights, exact_kernel_set, kernel_set
 from fxq.nn.ownership import take
 from fxq.nn.packed import Packed
 from fxq.quant.qparams import QParams
@@ -23,7 +23,8 @@ class QLayer(Packed):
 
     Attributes:
         quantisation: scales and zero points in and out, and the epilogue.
-        backend: "reference" or "onednn". Buffers on another device than the CPU always use the reference kernel.
+        backend: "reference" or "onednn". Buffers on another device than the CPU always use the reference kernel, and
+            so do weights of 8 bits on a CPU whose instructions saturate them.
     """
 
     weight: Tensor
@@ -66,7 +67,9 @@ class QLayer(Packed):
         raise NotImplementedError
 
     def _kernels(self) -> KernelSet:
-        return kernel_set(self.backend) if self.weight.device.type == "cpu" else BACKENDS["reference"]
+        return (
+            exact_kernel_set(self.backend, self.weight) if self.weight.device.type == "cpu" else BACKENDS["reference"]
+        )
 
     def get_extra_state(self) -> dict[str, tuple[float, int] | None]:
         """Scales and zero points, as plain numbers."""

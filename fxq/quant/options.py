@@ -16,7 +16,7 @@ from fxq.quant.observers import (
     Observer,
     check_momentum,
 )
-from fxq.quant.weights import SCALES
+from fxq.quant.weights import SCALES, reduced_scale
 
 _KNOWN: Final = {
     "activation": ("activation observer", ("minmax", "moving_average", "percentile", "mse", "entropy", "auto")),
@@ -37,6 +37,7 @@ class Options:
         weight_range: how much of a weight's range its codes span: ``"minmax"`` (all) or ``"mse"`` (least error).
         momentum: weight of a new batch in the moving average, in (0, 1].
         percentile: for ``"percentile"``: per cent of the values that lie within the range, in (0, 100].
+        reduce_range: whether int8 weights have 7 bits, codes in [-63, 63]; their whole range is spanned then.
 
     Raises:
         InputError: an option is unknown (the nearest names are suggested), or a number is out of range.
@@ -47,6 +48,7 @@ class Options:
     weight_range: str = "minmax"
     momentum: float = 0.1
     percentile: float = 99.99
+    reduce_range: bool = False
 
     def __post_init__(self) -> None:
         for name, (what, known) in _KNOWN.items():
@@ -70,5 +72,5 @@ class Options:
         Args:
             rows: the weight as (output channels, everything else).
         """
-        scale = SCALES[self.weight_range]
+        scale = reduced_scale if self.reduce_range else SCALES[self.weight_range]
         return scale(rows) if self.weight == "per_channel" else scale(rows.reshape(1, -1))

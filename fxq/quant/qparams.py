@@ -13,6 +13,7 @@ from torch import Tensor
 from fxq.errors import InputError
 
 WEIGHT_MAX = 127  # weights use [-127, 127]: symmetric, so that -w exists for every w
+REDUCED_WEIGHT_MAX = 63  # of 7-bit weights: two products with u8 fit into 16 bits
 # Below this a scale's reciprocal, or its product with another scale, leaves float32's normal range.
 _SMALLEST_SCALE = 2.0**-100
 

@@ -39,6 +39,8 @@ class Recipe:
             of channels move between layers with ReLU between them) and ``"smooth"`` (SmoothQuant: they move from layer
             norms into linear layers) come before calibration and keep the float function. ``"batch_norm"`` comes last:
             batch norms that no layer took in get statistics of the quantised values.
+        reduce_range: whether int8 weights have 7 bits, codes in [-63, 63]: True, False, or None, which means only for a
+            CPU and a target whose instructions saturate 8-bit products; the report says so.
 
     Raises:
         InputError: an option is unknown (the nearest names are suggested), or a number is out of range.
@@ -52,6 +54,7 @@ class Recipe:
     percentile: float = 99.99
     overrides: tuple[Override, ...] = ()
     corrections: tuple[str, ...] = ("bias",)
+    reduce_range: bool | None = None
 
     def __post_init__(self) -> None:
         if self.name not in _NAMES:
@@ -76,7 +79,8 @@ class Recipe:
     @property
     def options(self) -> Options:
         """The options of every layer that no override picks."""
-        return Options(self.activation, self.weight, self.weight_range, self.momentum, self.percentile)
+        return Options(self.activation, self.weight, self.weight_range, self.momentum, self.percentile,
+                       bool(self.reduce_range))  # fmt: skip
 
     def choices(self, gm: fx.GraphModule) -> Choices:
         """Return the options of each node of ``gm``."""

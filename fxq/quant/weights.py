@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from fxq.quant.qparams import WEIGHT_MAX
+from fxq.quant.qparams import REDUCED_WEIGHT_MAX, WEIGHT_MAX
 
 #: Shares of the whole range that the search tries, from all of it down to less than a half.
 _SHARES: Final = tuple(1.0 - i / 64 for i in range(36))
@@ -24,6 +24,21 @@ def largest_scale(rows: Tensor) -> Tensor:
     """
     largest = rows.detach().float().abs().amax(1) if rows.numel() else rows.new_zeros(len(rows)).float()
     return torch.where(largest > 0, largest / WEIGHT_MAX, 1.0)
+
+
+def reduced_scale(rows: Tensor) -> Tensor:
+    """The symmetric scales that give codes of 7 bits, in [-63, 63], and clip nothing: ``max|w| / 63``.
+
+    Instructions that add pairs of u8 x s8 products in saturating 16-bit arithmetic stay exact with them, as
+    ``2 * 255 * 63 = 32130 < 2**15``; with 127, ``2 * 255 * 127`` is twice what 16 bits hold.
+
+    Args:
+        rows: floating point, shape (channels, weights of a channel).
+
+    Returns:
+        float32, shape (channels,).
+    """
+    return largest_scale(rows) * (WEIGHT_MAX / REDUCED_WEIGHT_MAX)
 
 
 def mse_scale(rows: Tensor) -> Tensor:

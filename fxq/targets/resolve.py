@@ -5,6 +5,7 @@ from __future__ import annotations
 from fxq.engine import library
 from fxq.errors import TargetError, nearest
 from fxq.nn import onednn_unavailable_reason
+from fxq.quant.qparams import REDUCED_WEIGHT_MAX
 
 TARGETS = ("native", "onednn", "reference")
 
@@ -35,10 +36,10 @@ def module_backend(target: str) -> str:
     resolved = resolve_target(target)
     if resolved != "native":
         return resolved
-    return "reference" if onednn_unavailable_reason() else "onednn"
+    return "reference" if _why_not("onednn") else "onednn"
 
 
 def _why_not(target: str) -> str | None:
-    if target == "onednn":
-        return onednn_unavailable_reason()
+    if target == "onednn":  # weights of 7 bits will do: see saturation.py
+        return onednn_unavailable_reason(REDUCED_WEIGHT_MAX)
     return library.unavailable_reason() if target == "native" else None

@@ -24,7 +24,7 @@ def test_saturating_instructions_are_found() -> None:
 
 
 def test_a_backend_that_cannot_run_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "onednn_unavailable_reason", lambda: "no VNNI")
+    monkeypatch.setattr(kernels, "onednn_unavailable_reason", lambda largest_weight=127: "no VNNI")
     with pytest.raises(TargetError, match="cannot run the int8 backend 'onednn'\n  why: no VNNI"):
         kernels.kernel_set("onednn")
     assert kernels.kernel_set("reference") is BACKENDS["reference"]

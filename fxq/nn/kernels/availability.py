@@ -6,35 +6,41 @@ import functools
 
 import torch
 
+from fxq.quant.qparams import REDUCED_WEIGHT_MAX, WEIGHT_MAX
+
 
 def onednn_available() -> bool:
     """True if ``torch.ops.onednn`` int8 operators exist here and pass a self-test."""
     return onednn_unavailable_reason() is None
 
 
-@functools.cache
-def onednn_unavailable_reason() -> str | None:
-    """Why the onednn operators cannot be used on this machine, or None if they can.
+def onednn_unavailable_reason(largest_weight: int = 127) -> str | None:
+    """Why the onednn operators cannot be used on this machine for weights up to ``largest_weight``; None if they can.
 
     CPUs without VNNI add pairs of u8 x s8 products in saturating 16-bit arithmetic, so the self-test sums products
-    that overflow it.
+    that overflow it; with weights of 7 bits none do.
     """
+    return _failure(REDUCED_WEIGHT_MAX if largest_weight <= REDUCED_WEIGHT_MAX else WEIGHT_MAX)
+
+
+@functools.cache
+def _failure(weight: int) -> str | None:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "this build of torch has no oneDNN"
     if not hasattr(torch.ops.onednn, "qconv_pointwise") or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
         return "this build of torch has no onednn int8 operators"
     try:
-        conv, linear = _largest_sums(64)
+        conv, linear = _largest_sums(64, weight)
     except (RuntimeError, NotImplementedError) as error:
         return f"the onednn int8 operators do not run here: {str(error).splitlines()[0]}"
-    if conv != 255 * 127 * 64 or linear != 255 * 127 * 64:
+    if conv != 255 * weight * 64 or linear != 255 * weight * 64:
         return "int8 products overflow 16 bits on this CPU (no VNNI instructions), so sums come out wrong"
     return None
 
 
-def _largest_sums(channels: int) -> tuple[float, float]:
-    """255 * 127 * channels, computed by the convolution and by the linear operator."""
-    weight = torch.full((1, channels), 127, dtype=torch.int8)
+def _largest_sums(channels: int, code: int) -> tuple[float, float]:
+    """255 * code * channels, computed by the convolution and by the linear operator."""
+    weight = torch.full((1, channels), code, dtype=torch.int8)
     q = torch.full((1, channels), 255, dtype=torch.uint8)
     scale, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
     ops = torch.ops.onednn
