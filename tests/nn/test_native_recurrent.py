@@ -130,12 +130,14 @@ def test_without_the_library_operators_serve() -> None:
     _close(DynamicRecurrent.from_layer(layer)(x)[0], DynamicRecurrent.from_layer(layer, backend="reference")(x)[0])
 
 
-def test_which_layers_are_too_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_layers_are_faster_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxq.nn.recurrent_choice.onednn_available", lambda: True)
     monkeypatch.setattr("fxq.nn.recurrent_choice.library", lambda: None)
     assert [faster_compute(nn.LSTM(4, n)) for n in (256, 257)] == ["float", "int8"]
     assert [faster_compute(nn.GRU(4, n)) for n in (128, 129)] == ["float", "int8"]
     assert faster_compute(nn.LSTM(4, 8, proj_size=4)) == "int8"
+    assert faster_compute(nn.LSTM(4, 8), backend="reference") == "int8"
     monkeypatch.setattr("fxq.nn.recurrent_choice.library", object)
-    assert [faster_compute(nn.LSTM(4, n)) for n in (64, 65)] == ["float", "int8"]
-    assert faster_compute(nn.GRU(4, 4)) == "int8"
-    assert faster_compute(nn.GRU(4, 4), backend="reference") == "float"
+    assert faster_compute(nn.LSTM(4, 4)) == "int8"
+    monkeypatch.setattr("fxq.nn.recurrent_choice.onednn_available", lambda: False)
+    assert faster_compute(nn.LSTM(4, 1024)) == "float"

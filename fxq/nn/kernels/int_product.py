@@ -21,6 +21,9 @@ from torch import Tensor
 #: From this many products on (rows x inputs x outputs), the operator with the faster kernel is the faster one.
 MANY: Final = 2**23
 
+#: float32 holds every sum of so many products of s8: 128 * 127 * 1032 < 2**24.
+_EXACT_IN_FLOAT: Final = 1032
+
 #: s8 codes (rows, in) -> float32 (rows, out), fresh memory.
 Product = Callable[[Tensor], Tensor]
 
@@ -29,7 +32,8 @@ def int_product(weight: Tensor, scale: Tensor, backend: str) -> Product:
     """Return the product with ``weight``, s8 (out, in), times ``scale``, float32 (out,): the sums are exact.
 
     Args:
-        backend: ``"onednn"`` for PyTorch's int8 operators on a CPU; ``"reference"`` sums in float64, on any device.
+        backend: ``"onednn"`` for PyTorch's int8 operators on a CPU; ``"reference"`` sums in float32 or, where that is
+            not exact, in float64, on any device.
     """
     if backend == "reference" or weight.device.type != "cpu" or not weight.numel():
         return _reference(weight, scale)
@@ -37,10 +41,11 @@ def int_product(weight: Tensor, scale: Tensor, backend: str) -> Product:
 
 
 def _reference(weight: Tensor, scale: Tensor) -> Product:
-    wide = weight.double().t()
+    dtype = torch.float32 if weight.shape[1] <= _EXACT_IN_FLOAT else torch.float64
+    wide = weight.to(dtype).t()
 
     def run(codes: Tensor) -> Tensor:
-        return (codes.double() @ wide).float().mul_(scale)
+        return (codes.to(dtype) @ wide).float() * scale
 
     return run
 
