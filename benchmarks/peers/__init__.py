@@ -11,6 +11,7 @@ PEERS: dict[str, Peer] = {
         eager.PEER,
         fxq_peers.FLOAT,
         fxq_peers.AUTO,
+        fxq_peers.NATIVE,
         fxq_peers.ONEDNN,
         fxq_peers.REFERENCE,
         inductor.F32,

@@ -23,6 +23,7 @@ def _peer(name: str, recipe: str, target: str) -> Peer:
 
 
 FLOAT = _peer("fxq-float", "float", "auto")
+NATIVE = _peer("fxq-native", "int8", "native")
 ONEDNN = _peer("fxq-onednn", "int8", "onednn")
 REFERENCE = _peer("fxq-reference", "int8", "reference")
 AUTO = _peer("fxq", "int8", "auto")
