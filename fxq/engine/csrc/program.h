@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "arena.h"
 #include "kernel.h"
 
 namespace fxq {
@@ -14,8 +15,6 @@ namespace fxq {
 // states and kernels). Returns an empty string, or what is wrong.
 std::string validate(const fxq_header& header, const fxq_tensor* tensors, const fxq_operation* operations,
                      const fxq_constant* constants, std::vector<Tensor>* checked, std::vector<Operation>* operations_out);
-
-class Pool;
 
 }  // namespace fxq
 
@@ -27,6 +26,7 @@ struct fxq_program {
     std::vector<int64_t> input_size;  // bytes of an element of each input
     int64_t scratch_bytes = 0;
     int64_t packed_bytes = 0;
+    fxq::Store store;
 
     fxq_program() = default;
     fxq_program(const fxq_program&) = delete;

@@ -1,3 +1,4 @@
+// One call of a program: images by threads first, then the rest of the images by tasks of each operation.
 #include "run.h"
 
 #include <stdio.h>
@@ -5,86 +6,167 @@
 #include <chrono>
 #include <new>
 
-#include "arena.h"
+#include "threads.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace fxq {
 namespace {
 
-struct Walk {
-    const fxq_program& program;
-    Executor* executor;
+// Round to nearest, no flushing of subnormal numbers: whatever the caller's thread is set to.
+class Rounding {
+   public:
+#if defined(__x86_64__)
+    Rounding() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+    ~Rounding() { _mm_setcsr(before_); }
+    Rounding(const Rounding&) = delete;
+    Rounding& operator=(const Rounding&) = delete;
 
-    // Operations begin..end-1, none above `level`, on the images of `context`.
-    void operator()(int begin, int end, int level, const Context& context) const {
-        const std::vector<Operation>& operations = program.operations;
-        while (begin < end) {
-            if (operations[begin].record.level == level) {
-                executor->execute(begin++, context);
-                continue;
-            }
-            int stop = begin;
-            while (stop < end && operations[stop].record.level < level) ++stop;
-            const int64_t group = program.header.group[level - 1];
-            Context chunk = context;
-            for (int64_t done = 0; done < context.images; done += group) {
-                chunk.first = context.first + done;
-                chunk.images = context.images - done < group ? context.images - done : group;
-                (*this)(begin, stop, level - 1, chunk);
-            }
-            begin = stop;
-        }
-    }
+   private:
+    const unsigned before_;
+#endif
 };
 
-// One thread does everything.
-class Alone final : public Executor {
-   public:
-    Alone(const fxq_program& program, double* seconds) : program_(program), seconds_(seconds) {}
+double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
-    void execute(int number, const Context& context) override {
-        const Operation& op = program_.operations[static_cast<size_t>(number)];
-        const auto start = std::chrono::steady_clock::now();
-        const int64_t tasks = op.kernel->tasks(op, context.images, 1);
-        op.kernel->run(op, context, tasks, 0, tasks);
-        if (!seconds_) return;
-        seconds_[number] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+class Call final : public Work {
+   public:
+    Call(const fxq_program& program, Memory* memory, const Context& context, int64_t images, int threads,
+         double* seconds)
+        : program_(program), memory_(memory), context_(context), threads_(threads), seconds_(seconds) {
+        each_ = threads > 1 ? images / threads : images;
+        rest_ = images - each_ * threads;
+        const int64_t group = program.header.group[program.header.levels - 1];
+        chunk_ = each_ < group ? each_ : group;
+        chunks_ = chunk_ ? (each_ + chunk_ - 1) / chunk_ * threads : 0;
+        walk(program, context, rest_, [&](int, const Context&) { ++executions_; });
+    }
+
+    // One for the claimed and one for the finished chunks; then for each execution one a thread and one for the finished.
+    int64_t counters() const { return 2 + executions_ * (threads_ + 1); }
+
+    void take_part(int thread) override {
+        const Rounding rounding;
+        Context context = context_;
+        context.scratch = memory_->scratch(thread);
+        if (!context.scratch) return;  // the caller has its own
+        if (chunks_) whole_images(thread, context);
+        context.arena = memory_->block(0);
+        if (executions_) by_tasks(thread, context);
     }
 
    private:
+    void whole_images(int thread, Context context) {
+        Counter *const claimed = memory_->counters(), *const finished = claimed + 1;
+        const int64_t parts = chunks_ / threads_;
+        context.arena = memory_->block(thread);
+        for (int64_t own = 0; context.arena;) {
+            const int64_t number = claimed->value.fetch_add(1);
+            if (number >= chunks_) {
+                if (thread == 0 && own && seconds_) scale_seconds(static_cast<double>(chunks_) / own);
+                break;
+            }
+            const int64_t begin = number % parts * chunk_, left = each_ - begin;
+            context.call_image = number / parts * each_ + begin;
+            double* const seconds = thread == 0 ? seconds_ : nullptr;
+            walk(program_, context, left < chunk_ ? left : chunk_, [&](int operation, const Context& chunk) {
+                const double start = seconds ? now() : 0.0;
+                const Operation& op = program_.operations[static_cast<size_t>(operation)];
+                const int64_t tasks = op.kernel->tasks(op, chunk.images, 1);
+                op.kernel->run(op, chunk, tasks, 0, tasks);
+                if (seconds) seconds[operation] += now() - start;
+            });
+            finished->value.fetch_add(1);
+            ++own;
+        }
+        Spin spin;
+        while (finished->value.load() < chunks_) spin.wait();
+    }
+
+    // The caller's time stands for that of all threads together.
+    void scale_seconds(double factor) {
+        for (int i = 0; i < program_.header.operations; ++i) seconds_[i] *= factor / threads_;
+    }
+
+    void by_tasks(int thread, Context context) {
+        context.call_image = context_.call_image + each_ * threads_;
+        Counter* slot = memory_->counters() + 2;
+        walk(program_, context, rest_, [&](int operation, const Context& chunk) {
+            const double start = seconds_ && thread == 0 ? now() : 0.0;
+            execute(program_.operations[static_cast<size_t>(operation)], chunk, thread, slot);
+            if (seconds_ && thread == 0) seconds_[operation] += now() - start;
+            slot += threads_ + 1;
+        });
+    }
+
+    // A thread does the tasks of its own range, then what is left of the others'. Who comes late finds nothing left.
+    void execute(const Operation& op, const Context& context, int thread, Counter* slot) const {
+        const int64_t tasks = op.kernel->tasks(op, context.images, threads_);
+        if (threads_ == 1) return op.kernel->run(op, context, tasks, 0, tasks);
+        Counter* const finished = slot + threads_;
+        if (finished->value.load(std::memory_order_acquire) == tasks) return;
+        int64_t done = 0;
+        for (int i = 0; i < threads_; ++i) {
+            const int owner = (thread + i) % threads_;
+            int64_t begin, end;
+            piece(tasks, threads_, owner, &begin, &end);
+            for (;;) {
+                if (slot[owner].value.load(std::memory_order_relaxed) >= end - begin) break;
+                const int64_t number = begin + slot[owner].value.fetch_add(1);
+                if (number >= end) break;
+                op.kernel->run(op, context, tasks, number, number + 1);
+                ++done;
+            }
+        }
+        if (done) finished->value.fetch_add(done, std::memory_order_acq_rel);
+        Spin spin;
+        while (finished->value.load(std::memory_order_acquire) < tasks) spin.wait();
+    }
+
     const fxq_program& program_;
-    double* seconds_;
+    Memory* const memory_;
+    const Context context_;
+    const int threads_;
+    double* const seconds_;
+    int64_t each_, rest_, chunk_, chunks_;
+    int64_t executions_ = 0;
 };
 
-}  // namespace
-
-void walk(const fxq_program& program, const Context& context, int64_t images, Executor* executor) {
-    const int top = program.header.levels - 1;
-    const int64_t group = program.header.group[top];
-    Context chunk = context;
-    for (int64_t done = 0; done < images; done += group) {
-        chunk.call_image = context.call_image + done;
-        chunk.first = 0;
-        chunk.images = images - done < group ? images - done : group;
-        Walk{program, executor}(0, program.header.operations, top, chunk);
+void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads,
+         double* seconds) {
+    constexpr int SMALL = 8;
+    fxq_input few[SMALL];
+    std::vector<fxq_input> many(program->header.inputs > SMALL ? static_cast<size_t>(program->header.inputs) : 0);
+    fxq_input* const in_bytes = many.empty() ? few : many.data();
+    for (int i = 0; i < program->header.inputs; ++i) {
+        in_bytes[i] = inputs[i];
+        for (int64_t& stride : in_bytes[i].strides) stride *= program->input_size[static_cast<size_t>(i)];
     }
+    std::unique_ptr<Memory> memory = program->store.take(program->header.arena_bytes, program->scratch_bytes);
+    const Context context{nullptr, in_bytes, outputs, 0, 0, images, nullptr};
+    Call call(*program, memory.get(), context, images, threads, seconds);
+    memory->prepare(threads, call.counters());
+    if (!memory->block(0) || !memory->scratch(0)) throw std::bad_alloc();
+    if (threads == 1 || !Pool::instance().run(&call, threads)) call.take_part(0);
+    program->store.give(std::move(memory));
 }
 
+}  // namespace
 }  // namespace fxq
 
 extern "C" {
 
 int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads,
             double* seconds, char* error, size_t error_size) {
-    (void)threads;
+    if (images <= 0) return 0;
+    if (threads < 1) threads = 1;
+    if (threads > 256) threads = 256;
     try {
-        fxq::Arena arena;
-        if (!arena.allocate(program->header.arena_bytes, program->scratch_bytes)) throw std::bad_alloc();
-        std::vector<fxq_input> in_bytes(inputs, inputs + program->header.inputs);
-        for (size_t i = 0; i < in_bytes.size(); ++i)
-            for (int64_t& stride : in_bytes[i].strides) stride *= program->input_size[i];
-        fxq::Context context{arena.block(), in_bytes.data(), outputs, 0, 0, images, arena.scratch()};
-        fxq::Alone alone(*program, seconds);
-        fxq::walk(*program, context, images, &alone);
+        fxq::run(program, inputs, outputs, images, threads, seconds);
         return 0;
     } catch (const std::bad_alloc&) {
         snprintf(error, error_size, "out of memory");
@@ -92,9 +174,6 @@ int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs,
     }
 }
 
-int64_t fxq_held_bytes(const fxq_program* program) {
-    (void)program;
-    return 0;
-}
+int64_t fxq_held_bytes(const fxq_program* program) { return program->store.bytes(); }
 
 }  // extern "C"
