@@ -61,7 +61,9 @@ def autotune(
     holds the metric ends the search. If none does, layers return to float under the best recipe, those first that are
     worth most there (the noise that each makes at the output, by :func:`fxq.sensitivity`, for the time that float costs
     on a nominal machine): twice as many each time until the metric holds, then by halves to the fewest. At the end each
-    of these goes back to int8 if the metric holds without it.
+    of these goes back to int8 if the metric holds without it. Corrections that look at the errors of other layers
+    (``"bias_accurate"``, ``"adaround"``) run again for each set of layers; a budget that does not hold ten such runs
+    makes the search go on with the best recipe that has none.
 
     It always returns a module: the best that was found when the search ends, the budget is spent, ``evaluate`` fails
     twice in a row, or Ctrl-C is pressed (once; a second one interrupts the return); the float model, folded and fused,

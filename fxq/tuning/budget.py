@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 from fxq.quant.recipe import Recipe
@@ -42,20 +41,19 @@ class Budget:
         known[recipe] = max(known.get(recipe, 0.0), seconds)
 
     def check(self, recipe: Recipe | None = None, variant: bool = False) -> None:
-        """Raise SearchEndedError where a trial of ``recipe``, or an evaluation alone, would probably not end in time.
+        """Raise SearchEndedError where a trial of ``recipe``, or an evaluation alone, does not fit what is left."""
+        if not self.holds(recipe, variant):
+            raise SearchEndedError(f"the budget of {self.seconds:g} s is spent")
+
+    def holds(self, recipe: Recipe | None = None, variant: bool = False, *, times: int = 1, share: float = 1.0) -> bool:
+        """Whether some trials of ``recipe``, or evaluations alone, would probably end within a share of the seconds.
 
         A recipe that was not built yet counts as long as the longest that was; its first variant as long as itself.
         """
         if self.seconds is None:
-            return
-        longest = max(self._recipes.values(), default=0.0)
+            return True
         building = 0.0
         if recipe is not None:
-            building = self._recipes.get(recipe, longest)
+            building = self._recipes.get(recipe, max(self._recipes.values(), default=0.0))
             building = self._variants.get(recipe, building) if variant else building
-        if self.seconds - self.spent < self._evaluating + building:
-            raise SearchEndedError(f"the budget of {self.seconds:g} s is spent")
-
-    def used(self, share: float) -> bool:
-        """Whether more than ``share`` of the seconds are spent; never without a limit."""
-        return self.spent > share * (math.inf if self.seconds is None else self.seconds)
+        return self.spent + times * (self._evaluating + building) <= share * self.seconds

@@ -12,9 +12,9 @@ from fxq.quant.recipe import CORRECTIONS, Recipe
 #: Calibrators beside the recipe's own: all take their ranges from the same histograms.
 _CALIBRATORS: Final = ("auto", "mse", "percentile", "entropy", "minmax")
 #: Corrections in the order of what they cost.
-_DEARER: Final = ("equalise", "smooth", "bias_accurate", "adaround")
+_DEARER: Final = ("equalise", "smooth", "batch_norm", "bias_accurate", "adaround")
 #: What a correction takes the place of.
-_REPLACED: Final = {"bias_accurate": "bias"}
+_REPLACED: Final = {"bias_accurate": ("bias",), "adaround": ("bias", "bias_accurate")}
 
 
 def candidates(start: Recipe, best: Callable[[], Recipe]) -> Iterator[Recipe]:
@@ -33,14 +33,17 @@ def candidates(start: Recipe, best: Callable[[], Recipe]) -> Iterator[Recipe]:
     for correction in _DEARER:
         found = best()
         if correction in CORRECTIONS and correction not in found.corrections:
-            others = (c for c in found.corrections if c != _REPLACED.get(correction))
+            others = (c for c in found.corrections if c not in _REPLACED.get(correction, ()))
             yield replace(found, corrections=(*others, correction))
 
 
-def for_ranking(recipe: Recipe) -> Recipe:
-    """Return ``recipe`` with the corrections that look at one layer only: the others run again for each variant."""
-    local = ["bias" if c == "bias_accurate" else c for c in recipe.corrections]
-    return replace(recipe, corrections=tuple(dict.fromkeys(local)))
+def quick(recipe: Recipe) -> Recipe:
+    """Return ``recipe`` without the corrections that look at other layers' errors, with plain bias correction instead.
+
+    These have to run again for each set of layers in float; all else is known from the module with none.
+    """
+    found = ["bias" if c in _REPLACED else c for c in recipe.corrections if c != "batch_norm"]
+    return replace(recipe, corrections=tuple(dict.fromkeys(found)))
 
 
 def describe(recipe: Recipe) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fxq.quant.recipe import Recipe
 from fxq.tracing import ModelInputs
-from fxq.tuning.candidates import candidates, for_ranking, key_of
+from fxq.tuning.candidates import candidates, key_of, quick
 from fxq.tuning.journal import Journal
 from fxq.tuning.layers import Layer, int8_layers
 from fxq.tuning.ranking import noise_of, ranked
@@ -15,6 +15,8 @@ from fxq.tuning.tester import Tester
 
 #: Of a budget, what recipes may use before layers get their turn.
 _FOR_RECIPES = 0.5
+#: How many sets of layers in float a search tries, about.
+_VARIANTS = 10
 
 
 class Search:
@@ -49,26 +51,30 @@ class Search:
         return "searched to the end"
 
     def _recipes(self, start: Recipe) -> Recipe:
-        """Try recipes until one holds the metric; return the best."""
+        """Try recipes until one holds the metric; return the best, of those that layers can be tried with."""
         self._best, highest = start, self._tester.try_(start)
+        found = [(highest, start)]
         for recipe in candidates(start, lambda: self._best):
-            if highest.holds or self._tester.budget.used(_FOR_RECIPES):
+            if highest.holds or not self._tester.budget.holds(recipe, share=_FOR_RECIPES):
                 break
             trial = self._tester.try_(recipe)
+            found.append((trial, recipe))
             if trial.drop is not None and (highest.drop is None or trial.drop < highest.drop):
                 self._best, highest = recipe, trial
-        return self._best
+        if self._tester.budget.holds(self._best, times=_VARIANTS):
+            return self._best
+        simple = [(t.drop, i, r) for i, (t, r) in enumerate(found) if r == quick(r) and t.drop is not None]
+        return min(simple)[2] if simple else self._best
 
     def _ranked(self, recipe: Recipe) -> list[Layer]:
         """The layers by what they are worth in float; their noise is in the log, or measured now."""
+        recipe = quick(recipe)
         base = self._tester.base(recipe)
         layers = int8_layers(base.float_graph, recipe, self._tester.bench.inputs)
         noted = self._journal.noted("noise") or {}
         key = key_of(recipe, ())
         if key not in noted:
             self._tester.budget.check()
-            simple = for_ranking(recipe)
-            base = base if simple == recipe else self._tester.bench.quantise(simple)
             study = Study(self._tester.bench, base, layers, progress=False, check=self._tester.budget.check)
             noted = {key: noise_of(study.result(self._batches))}
             self._journal.note("noise", noted)

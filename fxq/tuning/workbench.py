@@ -15,6 +15,7 @@ from fxq.ir.snapshot import take_snapshot
 from fxq.ir.stage import Stage, set_graph_state
 from fxq.manager import Pass, PassContext, PassManager, PassRecord
 from fxq.manager.running import few_samples
+from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.pipelines import float_pipeline, pipeline
 from fxq.quant.calibration import Calibration
 from fxq.quant.overrides import Override
@@ -24,7 +25,7 @@ from fxq.tuning.recall import ConvertAgain, RecallStatistics, without_observers
 from fxq.tuning.statistics import Statistics
 
 #: Corrections that change nothing but a layer's own int8 form: what they made in one graph serves in another.
-_OF_ONE_LAYER = frozenset({"correct_bias", "round_adaptively"})
+_OF_ONE_LAYER = frozenset({"correct_bias"})
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ class Workbench:
         Raises:
             FxqError: as :func:`fxq.compile` does.
         """
-        before, insert, corrections, rest = _parts(pipeline(recipe, self.target, verify=False))
+        before, insert, corrections, convert, rest = _parts(pipeline(recipe, self.target, verify=False))
         prepared = self._prepared(before)
         observed = self._run([insert], prepared)
         bare = without_observers(observed.graph)
         recall = RecallStatistics(self.statistics(bare))
-        made = self._run([recall, *corrections, ConvertAgain(recipe)], observed)
+        made = self._run([recall, *corrections, ConvertAgain(convert.recipe)], observed)
         return Quantised(recipe, bare, made.graph, rest, made.records)
 
     def variant(self, base: Quantised, overrides: Iterable[Override], *, records: bool = False) -> Quantised:
@@ -112,12 +113,12 @@ class Workbench:
             records: keep what the passes did, which takes several times as long.
         """
         recipe = replace(base.recipe, overrides=(*base.recipe.overrides, *overrides))
-        _, insert, corrections, rest = _parts(pipeline(recipe, self.target, verify=False))
+        _, insert, corrections, convert, rest = _parts(pipeline(recipe, self.target, verify=False))
         recall = RecallStatistics(self.statistics(base.float_graph))
         if all(p.name in _OF_ONE_LAYER for p in corrections):
-            passes: list[Pass] = [insert, recall, ConvertAgain(recipe, base.graph)]
+            passes: list[Pass] = [insert, recall, ConvertAgain(convert.recipe, base.graph)]
         else:
-            passes, records = [insert, recall, *corrections, ConvertAgain(recipe)], True
+            passes, records = [insert, recall, *corrections, ConvertAgain(convert.recipe)], True
         if not records:
             return Quantised(recipe, base.float_graph, self._together(passes, base.float_graph), rest)
         count = [r.name for r in base.records].index(insert.name)
@@ -174,12 +175,14 @@ class _Made:
     records: tuple[PassRecord, ...] = ()
 
 
-def _parts(manager: PassManager) -> tuple[list[Pass], Pass, list[Pass], tuple[Pass, ...]]:
-    """Take an int8 pipeline apart: before the observers, their insertion, corrections, and what follows conversion."""
+def _parts(manager: PassManager) -> tuple[list[Pass], Pass, list[Pass], ConvertQDQ, tuple[Pass, ...]]:
+    """Take an int8 pipeline apart: before the observers, their insertion, corrections, conversion, and the rest."""
     passes = [p for p in manager if isinstance(p, Pass)]
     names = [p.name for p in passes]
     insert, calibrate, convert = map(names.index, ("insert_observers", "calibrate", "convert_qdq"))
-    return passes[:insert], passes[insert], passes[calibrate + 1 : convert], tuple(passes[convert + 1 :])
+    conversion = passes[convert]
+    assert isinstance(conversion, ConvertQDQ)
+    return passes[:insert], passes[insert], passes[calibrate + 1 : convert], conversion, tuple(passes[convert + 1 :])
 
 
 def _bind(model: nn.Module, example_inputs: Any, calibration: Any) -> tuple[ModelInputs, Calibration]:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import fxq
 from fxq.tuning.budget import Budget, SearchEndedError
-from fxq.tuning.candidates import candidates, describe, for_ranking, key_of
+from fxq.tuning.candidates import candidates, describe, key_of, quick
 from fxq.tuning.journal import Journal
 from fxq.tuning.layers import Layer, select
 from fxq.tuning.ranking import noise_of, ranked
@@ -129,7 +129,8 @@ def test_keys_tell_modules_apart():
     keys = {key_of(r, layers) for r in recipes for layers in ((), ("a",), ("a", "b"))}
     assert len(keys) == 9
     assert key_of(START, ("a", "b")) == key_of(START, ("b", "a"))
-    assert for_ranking(replace(START, corrections=("bias_accurate", "equalise"))).corrections == ("bias", "equalise")
+    assert quick(replace(START, corrections=("bias_accurate", "equalise"))).corrections == ("bias", "equalise")
+    assert quick(replace(START, corrections=("smooth", "adaround"))).corrections == ("smooth", "bias")
 
 
 def test_ranking_weighs_noise_against_time():
