@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxq.engine import abi, library
+from fxq.engine.binding import Run, bind
 from fxq.engine.lowering.lower import lower
-from fxq.engine.plan.plan import Plan, Port
+from fxq.engine.plan.plan import Plan
 from fxq.engine.program import Program
 from fxq.errors import FxqError, InputError, TargetError
 from fxq.ir.shapes import TensorSpec, tensor_spec
 
 #: Spatial sizes whose programs a segment keeps.
 CACHED = 8
-_DTYPES = {abi.Type.U8: torch.uint8, abi.Type.F32: torch.float32}
-_MESSAGE = 512
-
-Run = Callable[..., Any]
 
 
 class Segment(nn.Module):
@@ -50,6 +44,7 @@ class Segment(nn.Module):
         self.plans = 0
         self._example: Plan | None = None
         self._runs: OrderedDict[Any, Run] = OrderedDict()
+        self._last: tuple[list[Any], Run] = [], self.reference
         self._lock = threading.Lock()
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -60,12 +55,12 @@ class Segment(nn.Module):
                 cannot take.
             TargetError: the engine is not there, or fails.
         """
-        try:
-            key = tuple([x.shape[1:] for x in inputs])
-            run = self._runs[key]
-            self._runs.move_to_end(key)
-        except (KeyError, AttributeError, IndexError):
-            run = self._prepare(inputs)
+        shapes = [getattr(x, "shape", None) for x in inputs]
+        last = self._last
+        if shapes == last[0]:
+            return last[1](*inputs)
+        run = self._find(inputs)
+        self._last = shapes, run
         return run(*inputs)
 
     def reference(self, *inputs: Tensor) -> Any:
@@ -108,7 +103,8 @@ class Segment(nn.Module):
         found = [tensor_spec(node) for node in nodes]
         return [spec for spec in found if spec is not None]
 
-    def _prepare(self, inputs: tuple[Tensor, ...]) -> Run:
+    def _find(self, inputs: tuple[Tensor, ...]) -> Run:
+        """Return the function for inputs of these sizes."""
         self._check(inputs)
         if any(b.device.type != "cpu" for b in self.buffers()):
             return self.reference
@@ -116,11 +112,11 @@ class Segment(nn.Module):
         with self._lock:
             run = self._runs.get(key)
             if run is None:
-                run = self._build([tuple(x.shape) for x in inputs])
-                self._runs[key] = run
+                run = self._runs[key] = self._build([tuple(x.shape) for x in inputs])
                 if len(self._runs) > CACHED:
                     self._runs.popitem(last=False)
-        return run
+            self._runs.move_to_end(key)
+        return run if len({x.shape[0] for x in inputs}) == 1 else _repeating(run)
 
     def _build(self, shapes: list[tuple[int, ...]]) -> Run:
         try:
@@ -128,7 +124,7 @@ class Segment(nn.Module):
         except TargetError as refused:
             return self._in_python(refused)
         self.plans += 1
-        return _bind(Program(plan.records()), plan, self._check)
+        return bind(Program(plan.records()), plan, self._check)
 
     def _in_python(self, refused: TargetError) -> Run:
         """The subgraph's own modules, for a size that the engine does not take but the network may."""
@@ -151,11 +147,11 @@ class Segment(nn.Module):
         for i, (x, spec) in enumerate(zip(inputs, specs, strict=True)):
             _check_tensor(f"input {i}", x, spec)
         sizes = {x.shape[0] for x in inputs}
-        if len(sizes) > 1:
+        if len(sizes - {1}) > 1:
             raise InputError(f"the inputs have different numbers of images: {sorted(sizes)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_runs": None, "_lock": None, "_example": None}
+        return {**self.__dict__, "_runs": None, "_last": None, "_lock": None, "_example": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -169,6 +165,16 @@ class Segment(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._forget()
+
+
+def _repeating(run: Run) -> Run:
+    """Return ``run`` for inputs of which some have one image, which goes with every image of the others."""
+
+    def repeat(*inputs: Tensor) -> Any:
+        (images,) = {x.shape[0] for x in inputs} - {1}
+        return run(*[x.expand(images, *x.shape[1:]) for x in inputs])
+
+    return repeat
 
 
 def _check_tensor(name: str, x: Any, spec: TensorSpec) -> None:
@@ -186,54 +192,3 @@ def _check_tensor(name: str, x: Any, spec: TensorSpec) -> None:
         raise InputError(f"{name} is on {x.device}, the engine runs on the CPU", fix="move it with .cpu()")
     if x.layout is not torch.strided:
         raise InputError(f"{name} is {x.layout}, the engine takes strided tensors", fix="make it dense: .to_dense()")
-
-
-def _bind(program: Program, plan: Plan, check: Callable[[tuple[Any, ...]], None]) -> Run:
-    """Return a function of the inputs that runs a program: everything that can be known before the call is."""
-    dtypes = [_DTYPES[port.type] for port in plan.inputs]
-    makers = [_maker(port) for port in plan.outputs]
-    readers = [port.axes for port in plan.inputs]
-    orders = [port.order for port in plan.outputs]
-    run_program, handle, threads = library.load().fxq_run, program.handle, torch.get_num_threads
-    inputs_type, outputs_type = abi.Input * len(readers), ctypes.c_void_p * len(makers)
-    is_single, permuted = len(makers) == 1, any(orders)
-
-    def run(*inputs: Tensor) -> Any:
-        images = inputs[0].shape[0]
-        given = inputs_type()
-        for i, x in enumerate(inputs):
-            if x.dtype is not dtypes[i] or x.shape[0] != images or x.device.type != "cpu" or x.layout is not _STRIDED:
-                check(inputs)
-            strides = x.stride()
-            y, column, c = readers[i]
-            view = given[i]
-            view.data = x.data_ptr()
-            view.strides = (
-                strides[0], strides[y] if y > 0 else 0, strides[column] if column > 0 else 0, strides[c]
-            )  # fmt: skip
-        outputs = [make(images) for make in makers]
-        if images:
-            error = ctypes.create_string_buffer(_MESSAGE)
-            pointers = outputs_type(*[y.data_ptr() for y in outputs])
-            if run_program(handle, given, pointers, images, threads(), None, error, _MESSAGE):
-                raise TargetError("the native engine failed", why=error.value.decode())
-        if permuted:
-            outputs = [y.permute(order) if order else y for y, order in zip(outputs, orders, strict=True)]
-        return outputs[0] if is_single else tuple(outputs)
-
-    run.program = program  # type: ignore[attr-defined]  # alive as long as the function
-    return run
-
-
-_STRIDED = torch.strided
-
-
-def _maker(port: Port) -> Callable[[int], Tensor]:
-    dtype, shape = _DTYPES[port.type], port.shape[1:]
-    empty = torch.empty
-    if port.channels_last:
-        channels, height, width = shape
-        strided = torch.empty_strided
-        strides = (channels * height * width, 1, width * channels, channels)
-        return lambda images: strided((images, channels, height, width), strides, dtype=dtype)
-    return lambda images: empty((images, *shape), dtype=dtype)
