@@ -52,35 +52,51 @@ struct FastFinish {
     }
 };
 
+// Applies a macro to the number of each pixel.
+#define FXQ_PIXELS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13)
+
+inline __m512i four_bytes(const uint8_t* p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+
+// Assembly, because g++ 12 copies the accumulators of the intrinsic to and from memory in every step.
+inline void dot(__m512i* sum, __m512i inputs, __m512i weights) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "v"(weights));
+}
+
 template <int P, int NV, int finish>
 void block(const Job& job, const Pixels& pixels, int64_t first) {
-    __m512i sum[P][NV];
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) sum[p][v] = _mm512_loadu_si512(job.start + 16 * v);
-
+    // Variables, because an array of accumulators is written back to memory in every step by g++.
+    const __m512i start0 = _mm512_load_si512(job.start), start1 = _mm512_load_si512(job.start + 16);
+#define FXQ_DECLARE(i) __m512i a##i = start0, b##i = start1;
+    FXQ_PIXELS(FXQ_DECLARE)
+#undef FXQ_DECLARE
     const int8_t* w = job.panel;
-    const uint8_t* x[P];
+    const uint8_t* const* const x = pixels.x + first;
     for (int64_t s = 0; s < job.segment_count; ++s) {
         const int64_t offset = job.segments[s].offset + job.block.input;
-#pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) x[p] = pixels.x[first + p] + offset;
+#define FXQ_POINT(i) const uint8_t* const x##i = P > i ? x[P > i ? i : 0] + offset : nullptr;
+        FXQ_PIXELS(FXQ_POINT)
+#undef FXQ_POINT
         const int64_t bytes = job.segments[s].steps * 4;
         for (int64_t k = 0; k < bytes; k += 4, w += 128) {
-            __m512i weights[NV];
-#pragma GCC unroll 2
-            for (int v = 0; v < NV; ++v) weights[v] = _mm512_load_si512(w + 64 * v);
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) {
-                int32_t four;
-                memcpy(&four, x[p] + k, 4);
-                const __m512i inputs = _mm512_set1_epi32(four);
-#pragma GCC unroll 2
-                for (int v = 0; v < NV; ++v) sum[p][v] = _mm512_dpbusd_epi32(sum[p][v], inputs, weights[v]);
-            }
+            const __m512i w0 = _mm512_load_si512(w), w1 = NV == 2 ? _mm512_load_si512(w + 64) : w0;
+#define FXQ_STEP(i)                                                \
+    if (P > i) {                                                   \
+        const __m512i inputs = four_bytes(x##i + k);               \
+        dot(&a##i, inputs, w0);                                    \
+        if (NV == 2) dot(&b##i, inputs, w1);                       \
+    }
+            FXQ_PIXELS(FXQ_STEP)
+#undef FXQ_STEP
         }
     }
+    __m512i sum[PIXELS][2];
+#define FXQ_COLLECT(i) sum[i][0] = a##i, sum[i][1] = b##i;
+    FXQ_PIXELS(FXQ_COLLECT)
+#undef FXQ_COLLECT
 
     if (finish == FINISH_ANY) {
         alignas(64) int32_t sums[P * BLOCK];
@@ -102,9 +118,9 @@ void block(const Job& job, const Pixels& pixels, int64_t first) {
             r[1] = pixels.r[first + q] + job.block.first;
         }
         const __m512i a0 = fast.template whole<finish>(sum[p][0], 0, r[0]);
-        const __m512i a1 = NV == 2 ? fast.template whole<finish>(sum[p][NV - 1], 1, r[0]) : none;
+        const __m512i a1 = NV == 2 ? fast.template whole<finish>(sum[p][1], 1, r[0]) : none;
         const __m512i b0 = fast.template whole<finish>(sum[q][0], 0, r[1]);
-        const __m512i b1 = NV == 2 ? fast.template whole<finish>(sum[q][NV - 1], 1, r[1]) : none;
+        const __m512i b1 = NV == 2 ? fast.template whole<finish>(sum[q][1], 1, r[1]) : none;
         const __m512i codes = fast.pack(a0, a1, b0, b1);
         _mm256_mask_storeu_epi8(pixels.y[first + p] + job.block.first, fast.mask, _mm512_castsi512_si256(codes));
         if (q != p)

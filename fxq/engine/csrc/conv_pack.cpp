@@ -124,6 +124,8 @@ bool is_small(const Operation& op) {
 
 }  // namespace
 
+ConvState::~ConvState() {}
+
 const char* pack_convolution(const Operation& op, int64_t unit, ConvState* state) {
     const Shape s = shape_of(op);
     if (!make_segments(op, s, unit, state) || !make_blocks(s, state)) return "out of memory";

@@ -21,6 +21,7 @@ struct Block {
 };
 
 struct ConvState : State {
+    ~ConvState() override;  // not inline: kernels for several machines share it
     Buffer panels;  // [block][segment][step][unit / 4][2][16][4]: 4 inputs of each of 2 * 16 outputs
     Buffer start, scale, bias;  // [block][32], zero behind the last channel
     Buffer blocks, segments;
