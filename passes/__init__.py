@@ -33,6 +33,7 @@ from fxq.passes.prune import Prune as Prune
 from fxq.passes.prune_channels import PruneChannels as PruneChannels
 from fxq.passes.quantise_dynamically import QuantiseDynamically as QuantiseDynamically
 from fxq.passes.quantise_weights import QuantiseWeights as QuantiseWeights
+from fxq.passes.recalibrate import Recalibrate as Recalibrate
 from fxq.passes.recognise_activations import RecogniseActivations as RecogniseActivations
 from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm as ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively as RoundAdaptively

@@ -16,8 +16,8 @@ from fxq.ir.metrics import tensors_in
 from fxq.progress import track
 from fxq.tracing import ModelInputs, clone_inputs, normalise_inputs
 
-#: Batches that stay in memory for passes that look at the data a second time.
-_KEPT = 16
+#: Batches that stay in memory for passes that look at the data a second time, and the bytes that they may take.
+_KEPT, _KEPT_BYTES = 16, 256 << 20
 
 
 class MappedLoader:
@@ -55,7 +55,7 @@ class Calibration:
         self._model = model
         self._run: Callable[[nn.Module], object] | None = None
         self._batches: Iterable[Any] = ()
-        self._kept: list[Any] = []
+        self._kept: list[ModelInputs] = []
         self._started: Iterator[Any] | None = None  # an iteration of which first() took a batch, with that batch
         if isinstance(data, torch.Tensor | Mapping):
             raise InputError(
@@ -101,10 +101,13 @@ class Calibration:
     def __iter__(self) -> Iterator[ModelInputs]:
         """Yield each batch as model inputs; tensors are the caller's own and must not be written to."""
         self._kept = []
+        room = _KEPT_BYTES
         for index, batch in enumerate(self._begin()):
-            if index < _KEPT:
-                self._kept.append(batch)
-            yield self._bind(batch, index)
+            bound = self._bind(batch, index)
+            room -= sum(t.numel() * t.element_size() for t in tensors_in((*bound.args, bound.kwargs)))
+            if index < _KEPT and (room >= 0 or index == 0):
+                self._kept.append(clone_inputs(bound))  # a loader may fill the same tensors with the next batch
+            yield bound
 
     def _begin(self) -> Iterator[Any]:
         """Return the iteration that first() has begun, else a new one: a generator gives each batch only once."""
@@ -114,9 +117,10 @@ class Calibration:
     def again(self) -> Iterator[ModelInputs]:
         """Yield up to 16 of the first batches once more, also of data that can be read only once.
 
-        Nothing for a callable, whose inputs are not seen.
+        They are copies, of at most 256 MiB together, or of the first batch alone where that is larger: memory does not
+        grow with the data. Nothing for a callable, whose inputs are not seen.
         """
-        return (self._bind(batch, index) for index, batch in enumerate(self._kept))
+        return iter(self._kept)
 
     def run(self, model: nn.Module, progress: bool | None = None) -> int:
         """Run ``model`` over the data and return the number of batches (of calls, for a callable).

@@ -11,11 +11,16 @@ from torch import fx
 from fxq.errors import InputError, nearest
 from fxq.quant.options import Options
 from fxq.quant.overrides import Choices, Override
+from fxq.quant.presets import PRESETS
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a model is quantised.
+
+    Functions that take a recipe take the name of a preset as well: ``"int8_fast"`` (whole ranges: the least time to
+    calibrate), ``"int8"`` (these defaults), ``"int8_accurate"`` (ranges evened out between layers, biases corrected on
+    quantised inputs), ``"transformer"`` (that, and SmoothQuant).
 
     Attributes:
         name: ``"float"`` (canonicalise, fold and fuse only), ``"int8"`` (static int8), ``"dynamic"`` (linear and
@@ -103,7 +108,7 @@ def _checked_corrections(given: object) -> tuple[str, ...]:
 
 
 def resolve_recipe(recipe: str | Recipe, calibrated: bool) -> Recipe:
-    """Return the recipe that a name stands for; ``"auto"`` is int8 where there is calibration data.
+    """Return the recipe that a name stands for, or a preset's; ``"auto"`` is int8 where there is calibration data.
 
     Raises:
         InputError: the name is unknown; the nearest names are suggested.
@@ -112,6 +117,8 @@ def resolve_recipe(recipe: str | Recipe, calibrated: bool) -> Recipe:
         return replace(recipe, name="int8") if recipe.name == "auto" and calibrated else recipe
     if recipe == "auto" and calibrated:
         return Recipe("int8")
+    if recipe in PRESETS:
+        return Recipe("int8", **PRESETS[recipe])
     if recipe not in _NAMES:
-        raise InputError(f"unknown recipe {recipe!r}", fix=nearest(str(recipe), _NAMES))
+        raise InputError(f"unknown recipe {recipe!r}", fix=nearest(str(recipe), {*_NAMES, *PRESETS}))
     return Recipe(recipe)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fxq.errors import InputError
+from fxq.quant.presets import PRESETS
 from fxq.quant.recipe import Recipe, resolve_recipe
 
 
@@ -18,7 +19,10 @@ def test_auto_follows_the_calibration_data() -> None:
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown recipe 'int'\n.*did you mean 'int8'"):
         resolve_recipe("int", calibrated=False)
-    with pytest.raises(InputError, match=r"unknown recipe 'zzz'\n.*known: 'auto', 'bf16', 'dynamic', 'float', 'fp16', 'int8', 'mixed'"):
+    with pytest.raises(
+        InputError,
+        match=r"unknown recipe 'zzz'\n.*known: 'auto', 'bf16', .*'int8', 'int8_accurate', 'int8_fast', 'mixed'",
+    ):
         resolve_recipe("zzz", calibrated=False)
     with pytest.raises(InputError, match=r"unknown recipe 8\n"):
         resolve_recipe(8, calibrated=False)  # type: ignore[arg-type]
@@ -47,3 +51,16 @@ def test_an_unknown_correction_suggests_the_nearest() -> None:
 
 def test_corrections_are_a_tuple_without_repetitions() -> None:
     assert Recipe(corrections=["bias", "bias"]).corrections == ("bias",)  # type: ignore[arg-type]
+
+
+def test_presets_have_names() -> None:
+    assert resolve_recipe("int8_fast", calibrated=True) == Recipe(activation="minmax")
+    assert resolve_recipe("int8", calibrated=True) == Recipe()
+    assert "bias_accurate" in resolve_recipe("int8_accurate", calibrated=True).corrections
+    assert "smooth" in resolve_recipe("transformer", calibrated=True).corrections
+    for name in PRESETS:
+        assert resolve_recipe(name, calibrated=False).quantises
+    with pytest.raises(InputError, match=r"unknown recipe 'int8_acurate'\n.*did you mean 'int8_accurate'"):
+        resolve_recipe("int8_acurate", calibrated=True)
+    with pytest.raises(InputError, match=r"known: .*'int8_fast'.*'transformer'"):
+        resolve_recipe("best", calibrated=True)

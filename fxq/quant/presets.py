@@ -1,0 +1,18 @@
+"""Recipes that have names: few, and each of them the best at something in ``python -m benchmarks.fidelity``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+#: What each preset gives ``fxq.Recipe``. All of them are static int8.
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    # calibrates in the time of the float model alone: one smallest and one largest value a tensor
+    "int8_fast": {"activation": "minmax"},
+    # the default: ranges with the least squared error, half a decibel to one and a half above the whole range
+    "int8": {},
+    # ranges of channels even out between layers, and biases aim at the float network layer by layer
+    "int8_accurate": {"corrections": ("bias_accurate", "equalise")},
+    # outlier channels behind layer norms move into the weights that read them
+    "transformer": {"corrections": ("bias_accurate", "smooth", "equalise")},
+}
