@@ -144,8 +144,9 @@ class LearnedFakeQuantise(FakeQuantise):
     The first batch (or calibration) sets the range, the optimiser moves it from there. ``scale = step * unit`` with a
     power of two as the unit, fixed by the first batch: plain SGD moves the scale just as LSQ does, and an optimiser
     that looks away from the gradient's size, such as Adam, moves it in proportion. A scale that a step takes below an
-    eighth of its unit, zero or negative, is put back there: see :func:`project`. A value that is never negative at
-    first keeps its zero point at 0.
+    eighth of its unit, zero or negative, is put back there: see :func:`project`. (With SGD that is a sign of too large
+    a learning rate: the authors of LSQ train 8 bits with 0.001.) A value that is never negative at first keeps its
+    zero point at 0.
 
     Attributes:
         step, offset: parameters of one element; the scale, and the real value of code 0, in units.
@@ -168,7 +169,7 @@ class LearnedFakeQuantise(FakeQuantise):
         """
         check_learned(self.step, self.label)
         check_learned(self.offset, self.label)
-        scale = in_units(project(self.step), self.unit)
+        scale = in_units(project(self.step, self.training), self.unit)
         return scale, in_units(self.offset, self.unit * _CODES) * self.two_sided.clone()
 
     def qparams(self) -> QParams:
@@ -231,11 +232,14 @@ def check_learned(parameter: Tensor, label: str) -> None:
                          "of their own")  # fmt: skip
 
 
-def project(step: nn.Parameter) -> nn.Parameter:
-    """Put what a step of the optimiser has taken below ``LEAST_STEP`` back there, in place, and return the parameter.
+def project(step: nn.Parameter, in_place: bool) -> Tensor:
+    """Return ``step``, where a step of the optimiser has taken it below ``LEAST_STEP`` put back there.
 
-    A scale is positive, and one far below that of the start gives up bits; so this is projected gradient descent.
+    A scale is positive, and one far below that of the start gives up bits; so this is projected gradient descent. The
+    parameter itself is put back where ``in_place``.
     """
+    if not in_place:
+        return step.clamp(min=LEAST_STEP)
     with torch.no_grad():
         step.data.clamp_(min=LEAST_STEP)
     return step

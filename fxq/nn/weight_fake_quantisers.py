@@ -97,7 +97,7 @@ class LearnedWeightFakeQuantise(WeightFakeQuantise):
             InputError: training has made a scale infinite, or not a number.
         """
         check_learned(self.step, self.label)
-        scale = in_units(project(self.step), self.unit)
+        scale = in_units(project(self.step, self.training), self.unit)
         return scale * gain if gain is not None and scale.shape == gain.shape else scale
 
     def pass_on(self, x: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ def learned_parameters(model: nn.Module) -> list[nn.Parameter]:
 
         learned = fxq.qat.learned_parameters(prepared)
         rest = [p for p in prepared.parameters() if all(p is not q for q in learned)]
-        optimiser = torch.optim.SGD([{"params": rest}, {"params": learned, "weight_decay": 0.0}], lr=0.01)
+        scales = {"params": learned, "lr": 0.001, "weight_decay": 0.0}
+        optimiser = torch.optim.SGD([{"params": rest}, scales], lr=0.01, weight_decay=1e-4)
 
     Arguments and errors as for :func:`enable_observers`.
     """

@@ -160,7 +160,9 @@ def test_a_learned_scale_that_turns_negative_is_put_back(value: float) -> None:
     q(x)
     with torch.no_grad():
         q.step.fill_(value)
-    out = q(x)
+    assert q.eval().qparams().scale == LEAST_STEP * q.unit.item()
+    assert q.step.item() == torch.tensor(value).item()  # eval mode changes nothing
+    out = q.train()(x)
     assert q.step.item() == LEAST_STEP
     assert q.qparams().scale == LEAST_STEP * q.unit.item()
     assert bool(out.isfinite().all())

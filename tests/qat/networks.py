@@ -53,7 +53,7 @@ def prepared(recipe: str | fxq.Recipe = "int8", **options: Any) -> fx.GraphModul
 def train(
     model: nn.Module,
     steps: int = 3,
-    lr: float = 0.01,
+    lr: float = 0.001,
     each: Callable[[], object] | None = None,
     batch: Callable[[int], Tensor] = images,
 ) -> nn.Module:
