@@ -243,7 +243,9 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
     """Yield the parameters of one module without those inside it; the quantised layers keep theirs as buffers."""
     yield from module.parameters(recurse=False)
     if type(module).__module__.startswith("fxq.nn."):
-        yield from (b for name, b in module.named_buffers(recurse=False) if name in ("weight", "bias"))
+        for name, buffer in module.named_buffers(recurse=False):  # weight, bias; weight_ih_l0, ... of recurrent layers
+            if name.startswith(("weight", "bias")) and not name.endswith(("_scale", "_offset")):
+                yield buffer
 
 
 def _attribute(gm: fx.GraphModule, node: fx.Node) -> Any:

@@ -12,7 +12,9 @@ from fxq.nn.dynamic_codes import check_granularity, symmetric_codes
 from fxq.nn.kernels import Weights
 from fxq.nn.kernels.availability import onednn_available
 from fxq.nn.kernels.int_product import Product, int_product
+from fxq.nn.kernels.native_library import kernel_name
 from fxq.nn.kernels.native_linear import native_linear
+from fxq.nn.kernels.real_memory import memory_is_real
 from fxq.nn.packed import Packed
 from fxq.quant.qparams import QParams, dequantize_weight, quantize_weight
 
@@ -93,12 +95,13 @@ class DynamicLinear(Packed):
             alone = self.backend != "reference" and self.granularity == "token"
             compiled = native_linear(self.weight, self.weight_scale, self.bias) if alone else None
             product = int_product(self.weight, self.weight_scale, self.backend)
-            found = self._derived = _Kernels(product, compiled)
+            found = _Kernels(product, compiled)
+            self._derived = found if memory_is_real() else None
         return found
 
     def describe(self) -> str:
         """The kernel's name in the report."""
-        return f"{self.backend} int8 by {self.granularity}"
+        return kernel_name(self.backend, self.granularity)
 
     def extra_repr(self) -> str:
         out, inputs = self.weight.shape

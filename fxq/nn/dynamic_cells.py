@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fxq.errors import GraphError, InputError, nearest
 from fxq.nn.dynamic_codes import check_granularity
 from fxq.nn.kernels.availability import onednn_available
+from fxq.nn.kernels.native_library import kernel_name
+from fxq.nn.kernels.real_memory import memory_is_real
 from fxq.nn.packed import Packed
 from fxq.nn.recurrent_direction import Direction, Segment
 from fxq.nn.recurrent_steps import GATES, State
@@ -97,15 +99,16 @@ class DynamicCell(Packed):
         found: Direction | None = self._derived
         if found is None:
             biases = None if self.bias_ih is None or self.bias_hh is None else (self.bias_ih, self.bias_hh)
-            found = self._derived = Direction.make(
+            found = Direction.make(
                 self.kind, (self.weight_ih, self.weight_ih_scale), (self.weight_hh, self.weight_hh_scale), None, biases,
                 self.granularity, self.backend,
             )  # fmt: skip
+            self._derived = found if memory_is_real() else None
         return found
 
     def describe(self) -> str:
         """The kernel's name in the report."""
-        return f"{self.backend} int8 by {self.granularity}"
+        return kernel_name(self.backend, self.granularity)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.input_size}, {self.hidden_size}, activations by {self.granularity}, " + (

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_map
 from fxq.errors import GraphError, InputError, nearest
 from fxq.nn.dynamic_codes import check_granularity
 from fxq.nn.kernels.availability import onednn_available
+from fxq.nn.kernels.native_library import kernel_name
+from fxq.nn.kernels.real_memory import memory_is_real
 from fxq.nn.packed import Packed
 from fxq.nn.recurrent_direction import Direction, Segment, segments
 from fxq.nn.recurrent_steps import GATES, State
@@ -167,7 +169,8 @@ class DynamicRecurrent(Packed):
     def _ready(self) -> list[Direction]:
         found: list[Direction] | None = self._derived
         if found is None:
-            found = self._derived = [self._direction(suffix) for suffix, _ in self._suffixes()]
+            found = [self._direction(suffix) for suffix, _ in self._suffixes()]
+            self._derived = found if memory_is_real() else None
         return found
 
     def _direction(self, suffix: str) -> Direction:
@@ -189,7 +192,8 @@ class DynamicRecurrent(Packed):
         held: tuple[nn.Module] | None = self._derived
         if held is None:
             with torch.no_grad():
-                held = self._derived = (self._dequantised(),)  # in a tuple: a module would become a submodule
+                held = (self._dequantised(),)  # in a tuple: a module would become a submodule
+            self._derived = held if memory_is_real() else None
         return held[0]
 
     def _dequantised(self) -> nn.Module:
@@ -237,7 +241,9 @@ class DynamicRecurrent(Packed):
 
     def describe(self) -> str:
         """The kernel's name in the report."""
-        return f"{self.backend} int8 by {self.granularity}" if self.compute == "int8" else "float on int8 weights"
+        if self.compute == "float":
+            return "float on int8 weights"
+        return kernel_name(self.backend, self.granularity)
 
     def extra_repr(self) -> str:
         flags = [name for name in ("batch_first", "bidirectional") if getattr(self, name)]

@@ -61,15 +61,18 @@ def make_steps(kind: str, weights: RecurrentWeights, granularity: str, backend: 
     if kind == "LSTM":
         order = lstm_order(len(scale)).to(weight.device)
         weight, scale = weight[order].contiguous(), scale[order]
+
+    def operators() -> Steps:
+        codes = Codes(weight, scale, granularity, backend)
+        if kind == "LSTM":
+            tail = None if weights.projection is None else Codes(*weights.projection, granularity, backend)
+            return _lstm(codes, tail)
+        return _gru(codes, weights.gru_bias) if kind == "GRU" else _rnn(codes, relu=kind == "RNN_RELU")
+
+    compiled = None
     if backend != "reference" and granularity == "token" and weights.projection is None:
-        compiled = native_steps(kind, weight, scale, weights.gru_bias)
-        if compiled is not None:
-            return compiled
-    codes = Codes(weight, scale, granularity, backend)
-    if kind == "LSTM":
-        tail = None if weights.projection is None else Codes(*weights.projection, granularity, backend)
-        return _lstm(codes, tail)
-    return _gru(codes, weights.gru_bias) if kind == "GRU" else _rnn(codes, relu=kind == "RNN_RELU")
+        compiled = native_steps(kind, weight, scale, weights.gru_bias, operators)
+    return operators() if compiled is None else compiled
 
 
 def lstm_order(rows: int) -> Tensor:

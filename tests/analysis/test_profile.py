@@ -112,7 +112,7 @@ def test_every_stage_of_a_convolution_has_the_same_macs() -> None:
     assert [c.kind for c in costs] == ["conv2d", "FusedConv2d", "QDQConv2d", "QConv2d"]
     assert costs[3].bytes == 4 * 27 + 4 * (4 + 4)  # int8 weights, float biases and scales
     assert costs[3].access_bytes == 3 * 64 + 4 * 64 + costs[3].bytes
-    assert int8._run is None  # what the layer packed for the run is gone
+    assert int8._derived is None  # what the layer packed for the run is gone
 
 
 def test_masks_and_parametrisations_change_no_counts() -> None:

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import fxq
+from fxq.ir.metrics import tensors_in
 from fxq.nn.dynamic_recurrent import DynamicRecurrent
 from fxq.nn.kernels import native_recurrent, onednn_available
 from fxq.nn.kernels.native_library import library
@@ -22,6 +25,10 @@ def _close(found: Tensor, wanted: Tensor) -> None:
     """Up to rounding, but for a state between two codes, which may go either way."""
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=2e-3)
     assert (found - wanted).abs().mean() < 2e-5
+
+
+def _never() -> Any:
+    raise AssertionError("the library serves")
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def test_threads_share_a_batch(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     torch.manual_seed(0)
     gates, hidden = GATES[kind], 40
     weight = torch.randint(-127, 128, (gates * hidden, hidden), dtype=torch.int8)
-    steps = native_steps(kind, weight, torch.full((gates * hidden,), 1e-3), torch.randn(hidden))
+    steps = native_steps(kind, weight, torch.full((gates * hidden,), 1e-3), torch.randn(hidden), _never)
     assert steps is not None
     given = torch.randn(4, 13, gates * hidden)
     state = tuple(torch.randn(13, hidden) for _ in range(2 if kind == "LSTM" else 1))
@@ -88,13 +95,13 @@ def test_functions_over_their_whole_range() -> None:
     x = torch.cat([torch.linspace(-12, 12, 4000), torch.tensor([0.0, 1e-6, -1e-6, 0.2499, 0.25, 90.0, -90.0, 1e30])])
     hidden = len(x)
     weight = torch.zeros(hidden, hidden, dtype=torch.int8)
-    steps = native_steps("RNN_TANH", weight, torch.ones(hidden), None)
+    steps = native_steps("RNN_TANH", weight, torch.ones(hidden), None, _never)
     assert steps is not None
     out = torch.empty(1, 1, hidden)
     steps(x.view(1, 1, -1), (torch.zeros(1, hidden),), out, False)
     torch.testing.assert_close(out.view(-1), x.double().tanh().float(), rtol=1e-6, atol=1e-7)
     given = torch.cat([torch.full_like(x, -100.0), x, torch.zeros_like(x)]).view(1, 1, -1)  # n = 0: h' = sigmoid(z) h
-    gru = native_steps("GRU", torch.zeros(3 * hidden, hidden, dtype=torch.int8), torch.ones(3 * hidden), None)
+    gru = native_steps("GRU", torch.zeros(3 * hidden, hidden, dtype=torch.int8), torch.ones(3 * hidden), None, _never)
     assert gru is not None
     gru(given, (torch.ones(1, hidden),), out, False)
     torch.testing.assert_close(out.view(-1), x.double().sigmoid().float(), rtol=1e-6, atol=1e-7)
@@ -141,3 +148,19 @@ def test_which_layers_are_faster_in_float(monkeypatch: pytest.MonkeyPatch) -> No
     assert faster_compute(nn.LSTM(4, 4)) == "int8"
     monkeypatch.setattr("fxq.nn.recurrent_choice.onednn_available", lambda: False)
     assert faster_compute(nn.LSTM(4, 1024)) == "float"
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 20), lambda: nn.LSTM(6, 20), lambda: nn.GRUCell(6, 20)])
+@pytest.mark.parametrize("first", ["fake", "real"])
+def test_a_run_on_fake_tensors_leaves_no_trace(make: Any, first: str) -> None:
+    torch.manual_seed(0)
+    gm = fxq.compile(nn.Sequential(make()).eval(), recipe="dynamic")
+    layer, x = gm.get_submodule("0"), torch.randn(4, 6)
+    if first == "real":
+        layer(x)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = layer(mode.from_tensor(x))
+        shapes = [t.shape for t in tensors_in(fake)]
+    found = list(tensors_in(layer(x)))
+    assert [t.shape for t in found] == shapes
+    assert all(type(t) is Tensor and torch.isfinite(t).all() for t in found)

@@ -18,6 +18,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from fxq.nn.kernels.real_memory import Once
+
 #: From this many products on (rows x inputs x outputs), the operator with the faster kernel is the faster one.
 MANY: Final = 2**23
 
@@ -55,7 +57,7 @@ def _operators(weight: Tensor, scale: Tensor) -> Product:
     columns = weight.t()
     # torch 2.13's _int_mm is wrong for matrices with one column
     few = MANY // (outputs * inputs) if inputs > 1 and outputs > 1 and int_mm_is_exact() else 0
-    packed = functools.cache(lambda: torch.ops.onednn.qlinear_prepack(weight.contiguous(), None))
+    packed = Once(lambda: torch.ops.onednn.qlinear_prepack(weight.contiguous(), None))
     operator, zero = torch.ops.onednn.qlinear_pointwise.default, torch.zeros(outputs, dtype=torch.int32)
     tail: tuple[object, ...] = (scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
     int_mm = torch._int_mm

@@ -46,6 +46,12 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+def kernel_name(backend: str, granularity: str) -> str:
+    """How a report names what computes a layer that quantises what it reads."""
+    compiled = backend != "reference" and granularity == "token" and library() is not None
+    return f"{'compiled' if compiled else backend} int8 by {granularity}"
+
+
 def run_together(calls: Sequence[Callable[[], object]]) -> None:
     """Make calls that give up the interpreter's lock: one here, several each in a thread of their own."""
     if len(calls) == 1:

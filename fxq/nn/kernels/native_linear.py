@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxq.nn.kernels.native_library import library, pack, run_together, share
+from fxq.nn.kernels.real_memory import in_memory, memory_is_real
 
 #: A second thread is worth starting from this many products on, and for no fewer rows than this each; where rows are
 #: fewer, the threads of PyTorch's own product share one row.
@@ -37,7 +38,7 @@ def native_linear(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Callabl
         None without the library.
     """
     found = library()
-    if found is None or weight.device.type != "cpu" or not weight.numel():
+    if found is None or not memory_is_real() or not in_memory(weight) or not weight.numel():
         return None
     outputs, inputs = weight.shape
     packed, bias = pack(found, weight, scale), None if bias is None else bias.contiguous()
@@ -53,6 +54,8 @@ def native_linear(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Callabl
         if rows.stride(1) != 1:
             rows = rows.contiguous()
         y = rows.new_empty(count, outputs)
+        if not in_memory(rows, y):
+            return None
         x_at, y_at, x_row, y_row = rows.data_ptr(), y.data_ptr(), rows.stride(0), outputs
         if threads == 1:
             call(pointer, x_at, count, x_row, y_at)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxq.nn.kernels.native_library import library, pack, run_together, share
+from fxq.nn.kernels.real_memory import in_memory, memory_is_real
 
 KINDS: Final = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 #: A second thread is worth starting from this many products on, and for no fewer sequences than this each.
@@ -31,18 +32,22 @@ class _Sequence(ctypes.Structure):
                 ("backwards", _INT))  # fmt: skip
 
 
+_Steps = Callable[[Tensor, tuple[Tensor, ...], Tensor, bool], tuple[Tensor, ...]]
+
+
 def native_steps(
-    kind: str, weight: Tensor, scale: Tensor, bias: Tensor | None
-) -> Callable[[Tensor, tuple[Tensor, ...], Tensor, bool], tuple[Tensor, ...]] | None:
+    kind: str, weight: Tensor, scale: Tensor, bias: Tensor | None, operators: Callable[[], _Steps]
+) -> _Steps | None:
     """Return the loop over the steps, as ``fxq.nn.recurrent_steps`` describes it, or None without the library.
 
     Args:
         weight: s8 (gates x hidden, hidden); LSTM's gates in the order i, f, o, g.
         scale: float32 (gates x hidden,).
         bias: of GRU's new gate, float32 (hidden,).
+        operators: gives the same loop for tensors that have no memory, as in a profile.
     """
     found = library()
-    if found is None or weight.device.type != "cpu" or not weight.numel():
+    if found is None or not memory_is_real() or not in_memory(weight) or not weight.numel():
         return None
     hidden = weight.shape[1]
     gates = len(weight) // hidden
@@ -55,6 +60,8 @@ def native_steps(
         given: Tensor, state: tuple[Tensor, ...], out: Tensor, backwards: bool, held: object = held
     ) -> tuple[Tensor, ...]:
         ends = tuple(s.clone(memory_format=torch.contiguous_format) for s in state)
+        if not in_memory(given, out, *ends):
+            return operators()(given, state, out, backwards)
         batch = given.shape[1]
         calls = [functools.partial(found.fxq_recurrent_run, ctypes.byref(layer), ctypes.byref(part))
                  for part in _parts(given, ends, out, backwards, _split(batch, given.numel() * hidden))]  # fmt: skip
