@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fxq.nn.dynamic import DynamicLinear
+from fxq.nn.kernels import native_library
 from fxq.nn.kernels import native_linear as module
 from fxq.nn.kernels.native_library import library
 from fxq.nn.kernels.native_linear import native_linear
@@ -50,6 +53,20 @@ def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     run = native_linear(layer.weight, layer.weight_scale, layer.bias)
     assert run is not None
     assert run(x[:5]) is None  # too few rows to share: PyTorch's operators share one row
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    native_library.run_together([int, int])
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        native_library.run_together([int, int])
+        os.write(writing, b"done")
+        os._exit(0)
+    assert os.read(reading, 4) == b"done"
+    os.waitpid(child, 0)
 
 
 def test_zeros_not_a_number_and_no_rows() -> None:
