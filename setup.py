@@ -26,6 +26,7 @@ VECTOR = ("portable", "avx2", "avx512vnni")
 KERNELS = {
     "conv": ("portable",),
     "conv_vector": ("avx2", "avxvnni", "avx512vnni"),
+    "depthwise": ("avx2", "avxvnni", "avx512vnni"),
     "load_store": VECTOR,
     "unary": VECTOR,
     "binary": VECTOR,

@@ -87,6 +87,7 @@ void run(const Operation& op, const Context& context, int64_t tasks, int64_t beg
 }  // namespace
 
 extern const Kernel conv_kernel = {prepare, tasks, run};
+extern const Kernel depthwise_kernel = {prepare, tasks, run};
 
 }  // namespace FXQ_NS
 }  // namespace fxq

@@ -95,10 +95,20 @@ bool pack_numbers(const Operation& op, ConvState* state) {
     return true;
 }
 
-// Whether |fma(acc, scale, bias)| and the residual stay below 2^30 whatever the input: the conversion to s32 is then exact.
-bool is_bounded(const Operation& op, const Shape& s) {
+bool is_small(const Operation& op) {
     const int8_t* w = op.constant[0].as<int8_t>();
-    const int64_t taps = s.rows * s.columns * s.depth;
+    for (int64_t i = 0; i < op.constant[0].bytes; ++i)
+        if (w[i] > 64 || w[i] < -64) return false;
+    return true;
+}
+
+}  // namespace
+
+ConvState::~ConvState() {}
+
+bool values_bounded(const Operation& op) {
+    const int8_t* w = op.constant[0].as<int8_t>();
+    const int64_t taps = op.constant[0].bytes / op.output->channels;
     const double extra = 255.0 * fabs(op.record.floats[0]) + fabs(op.record.floats[1]);
     for (int64_t c = 0; c < op.output->channels; ++c) {
         int64_t sum = 0;
@@ -115,17 +125,6 @@ bool is_bounded(const Operation& op, const Shape& s) {
     return true;
 }
 
-bool is_small(const Operation& op) {
-    const int8_t* w = op.constant[0].as<int8_t>();
-    for (int64_t i = 0; i < op.constant[0].bytes; ++i)
-        if (w[i] > 64 || w[i] < -64) return false;
-    return true;
-}
-
-}  // namespace
-
-ConvState::~ConvState() {}
-
 const char* pack_convolution(const Operation& op, int64_t unit, ConvState* state) {
     const Shape s = shape_of(op);
     if (!make_segments(op, s, unit, state) || !make_blocks(s, state)) return "out of memory";
@@ -138,7 +137,7 @@ const char* pack_convolution(const Operation& op, int64_t unit, ConvState* state
         for (int64_t lane = 0; lane < block.width; ++lane) pack_channel(op, s, block, lane, segment_bytes, panel);
     }
     state->packed_bytes = state->panels.bytes();
-    state->bounded = is_bounded(op, s);
+    state->bounded = values_bounded(op);
     state->small = is_small(op);
     return nullptr;
 }

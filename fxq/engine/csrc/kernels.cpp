@@ -24,7 +24,7 @@ namespace fxq {
     }
 #define FXQ_CONVOLUTIONS(ns)                                          \
     namespace ns {                                                    \
-    extern const Kernel conv_kernel;                                  \
+    extern const Kernel conv_kernel, depthwise_kernel;                \
     }
 FXQ_CONVOLUTIONS(portable)
 FXQ_KERNELS(portable)
@@ -53,7 +53,7 @@ const Family FAMILIES[] = {
     {FXQ_LOAD, "load", check_load, FXQ_VECTOR(load_kernel)},
     {FXQ_STORE, "store", check_store, FXQ_VECTOR(store_kernel)},
     {FXQ_CONV, "convolution", check_conv, FXQ_DOT(conv_kernel)},
-    {FXQ_DEPTHWISE, "depthwise", check_depthwise, {&portable::conv_kernel, nullptr, nullptr, nullptr, nullptr}},
+    {FXQ_DEPTHWISE, "depthwise", check_depthwise, FXQ_DOT(depthwise_kernel)},
     {FXQ_LOOKUP, "lookup", check_lookup, FXQ_VECTOR(lookup_kernel)},
     {FXQ_COPY, "copy", check_copy, FXQ_VECTOR(copy_kernel)},
     {FXQ_ADD, "add", check_binary, FXQ_VECTOR(add_kernel)},
