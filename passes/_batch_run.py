@@ -49,6 +49,15 @@ class BatchRun(Recorder):
         return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
+def fitted_and_held(batches: int) -> tuple[list[int], list[int]]:
+    """The numbers of the batches that a correction is fitted to, and of those that it is measured on.
+
+    Every fourth is held out, at least the last. A single batch serves for both.
+    """
+    held = list(range(3, batches, 4)) or [batches - 1]
+    return [i for i in range(batches) if i not in held] or held, held
+
+
 def arguments_at(
     gm: fx.GraphModule, batches: Sequence[ModelInputs], wanted: Container[fx.Node], memory: int = MEMORY
 ) -> Iterator[tuple[fx.Node, list[Args]]]:

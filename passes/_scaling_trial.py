@@ -14,7 +14,7 @@ from fxq.ir.identify import OpCall
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import Recorder
 from fxq.nn import dequantize, output_rows, quantize, quantize_layer
-from fxq.passes._batch_run import Args
+from fxq.passes._batch_run import Args, fitted_and_held
 from fxq.passes._channel_readers import Readers, channel_axis_in
 from fxq.passes._channel_scaling import factors_of, scale_inputs, scale_outputs, weight_ranges
 from fxq.passes._layers import LAYERS
@@ -78,6 +78,9 @@ class Best:
 class Trial:
     """One scaling, tried on what its producer gets.
 
+    Ranges are those of most batches, errors those of the others: values that no range was made for are clipped, and the
+    more channels reach as far as the range does, the more of them there are.
+
     Args:
         scaling: what is scaled.
         inputs: the arguments of the producer, one tuple for each batch, in float.
@@ -92,12 +95,13 @@ class Trial:
         self._choices = choices
         producer = cast(nn.Module, scaling.producer.module)
         self._values = [cast(Tensor, producer(*args)) for args in inputs]
+        self._fitted, self._held = fitted_and_held(len(inputs))
         self._wanted = [self._read(value, self._float_readers()) for value in self._values]
 
     @property
     def largest(self) -> Tensor:
-        """The largest absolute value of each channel, float64."""
-        return torch.stack([channel_ranges(v, self._scaling.axis) for v in self._values]).amax(0)
+        """The largest absolute value of each channel, float64; batches that are measured on do not count."""
+        return torch.stack([channel_ranges(self._values[i], self._scaling.axis) for i in self._fitted]).amax(0)
 
     def best(self, candidates: Sequence[Tensor], input_scale: Tensor | None = None) -> Best:
         """Try scales and return the best of those that make things better, see :func:`is_better`."""
@@ -120,14 +124,14 @@ class Trial:
         made = self._scaled_values(scale, input_scale)
         observer = self._choices.options(self._scaling.node).observer(f"`{self._scaling.node.name}`")
         observer.active = True
-        for value in made:
-            observer(value)
+        for i in self._fitted:
+            observer(made[i])
         q = observer.qparams()
         readers = self._int8_readers(scale, output_scales)
         sums = [ErrorSums() for _ in readers]
-        for value, wanted in zip(made, self._wanted, strict=True):
-            rounded = dequantize(quantize(value, q.scale, q.zero_point), q.scale, q.zero_point)
-            for total, expected, actual in zip(sums, wanted, self._read(rounded, readers), strict=True):
+        for i in self._held:
+            rounded = dequantize(quantize(made[i], q.scale, q.zero_point), q.scale, q.zero_point)
+            for total, expected, actual in zip(sums, self._wanted[i], self._read(rounded, readers), strict=True):
                 total.add(expected, actual)
         return [s.distance().sqnr_db for s in sums]
 

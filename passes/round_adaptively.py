@@ -12,7 +12,7 @@ from fxq.ir.rewriter import Rewriter, clone_parameter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._batch_run import MEMORY
+from fxq.passes._batch_run import MEMORY, fitted_and_held
 from fxq.passes._layers import copy_module
 from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches, shifted
 from fxq.passes._originals import set_corrected
@@ -70,7 +70,7 @@ class RoundAdaptively(Pass):
     numerics: ClassVar[Numerics] = Numerics.LOSSY
 
     recipe: Recipe = field(default_factory=Recipe)
-    iterations: int = 300
+    iterations: int = 200
     damping: float = 0.1
     seed: int = 0
     memory: int = MEMORY
@@ -115,8 +115,7 @@ class RoundAdaptively(Pass):
         values = columns(visit.original, int8.weight.double()).matrix()
         scale = int8.weight_scale.double().reshape(*weight.shape[:2], 1)
         codes = Codes.of(values, scale, choices.options(visit.node).weight == "per_tensor")
-        held = held_out(len(visit.exact))
-        fitted = [i for i in range(len(visit.exact)) if i not in held] or held
+        fitted, _ = fitted_and_held(len(visit.exact))
         error = output_error(visit, fitted, self.seed).damped(weight, self.damping)
         iterations = min(self.iterations, int(_WORK / max(weight.numel() * weight.shape[2], 1)))
         found = settled(codes, error)
@@ -140,7 +139,7 @@ class _Trial:
     def __init__(self, visit: Visit, choices: Choices) -> None:
         self._visit = visit
         self._choices = choices
-        self._held = held_out(len(visit.exact))
+        _, self._held = fitted_and_held(len(visit.exact))
         self.before = visit.sqnr_db(visit.given(visit.layer), self._held)
 
     def tried(self, layer: nn.Module) -> _Tried:
@@ -149,8 +148,3 @@ class _Trial:
         better = shifted(layer, mean_shift(visit, given))
         int8 = quantised(better, node, self._choices)
         return _Tried(better, int8, visit.sqnr_db(visit.given(int8), self._held))
-
-
-def held_out(batches: int) -> list[int]:
-    """The numbers of the batches that are measured on: every fourth, at least the last."""
-    return list(range(3, batches, 4)) or [batches - 1]

@@ -73,7 +73,7 @@ def test_the_factors_are_those_of_the_paper() -> None:
     model, data = nn.Sequential(norm, layer).eval(), _data(64, 4)
     out = _smoothed(model, data, SmoothQuant(alpha=0.5))[1].graph_module
     with torch.no_grad():
-        largest = torch.cat([norm(x) for x in data]).abs().amax(0)
+        largest = torch.cat([norm(x) for x in data[:3]]).abs().amax(0)  # the last batch is measured on
         s = (largest / layer.weight.abs().amax(0)).sqrt()
         s = s / s.prod() ** 0.25
         torch.testing.assert_close(out.get_submodule("0").weight, norm.weight / s)
