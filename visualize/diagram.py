@@ -9,6 +9,7 @@ from typing import Any
 import graphviz
 from torch import fx
 
+from fxq.engine.dissolve import dissolve
 from fxq.ir.diff import GraphDiff
 from fxq.ir.rewriter import copy_graph_module
 from fxq.ir.snapshot import GraphSnapshot, take_snapshot
@@ -53,6 +54,7 @@ def diagram(
     changes: GraphDiff | None = None,
     side: Side | None = None,
     title: str = "",
+    open_segments: bool = False,
 ) -> Diagram:
     """Draw a graph; the last line of a notebook cell shows it.
 
@@ -61,10 +63,14 @@ def diagram(
         changes: mark what was added, removed and changed; ``graph`` is one of its two sides.
         side: which side, for the title.
         title: stands above the graph.
+        open_segments: draw what the segments of the native engine run in the place of each, of a graph module. One
+            alone is ``diagram(segment.subgraph)``.
 
     Raises:
         InputError: ``side`` is neither "before" nor "after".
     """
+    if isinstance(graph, fx.GraphModule) and open_segments:
+        graph = dissolve(graph)
     snapshot = graph if isinstance(graph, GraphSnapshot) else take_snapshot(copy_graph_module(graph))
     out = draw(Diagram("fxq"), snapshot, changes=changes, side=side, title=title)
     out.text = graph_text(snapshot)
