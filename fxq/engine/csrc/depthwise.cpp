@@ -34,7 +34,9 @@ void pack(const Operation& op, DepthwiseState* state) {
     for (int64_t first = 0; first < channels; first += CHUNK) {
         for (int64_t part = 0; part < 4; ++part) {
             for (int64_t lane = 0; lane < LANES; ++lane) {
-                const int64_t c = first + channel_of(part, lane), to = first + part * LANES + lane;
+                // A last chunk that fills half of the vector stands in both halves: it takes two pixels at once.
+                const int64_t period = channels - first <= CHUNK / 2 ? CHUNK / 2 : CHUNK;
+                const int64_t c = first + channel_of(part, lane) % period, to = first + part * LANES + lane;
                 if (c >= channels) continue;
                 state->start.as<int32_t>()[to] = op.constant[1].as<int32_t>()[c];
                 state->part_scale.as<float>()[to] = state->scale.as<float>()[c] = op.constant[2].as<float>()[c];
@@ -79,14 +81,16 @@ struct Row {
     const int8_t* weights;
 };
 
-inline void accumulate(const Row& row, const uint8_t* x, I* sum) {
+// Sums of the window at x: CHUNK channels, or with `Load` another arrangement of input bytes.
+template <class Load>
+inline void accumulate(const Row& row, const uint8_t* x, I* sum, const Load& load_bytes) {
     const int64_t* offset = row.state.offsets.as<int64_t>();
     const int8_t* w = row.weights;
     for (int64_t part = 0; part < 4; ++part) sum[part] = load_int(row.job.start + part * LANES);
     for (int64_t q = 0; q < row.state.quads; ++q, offset += 4, w += CHUNK * 4) {
         I part[4];
-        turn(load_chunk(x + offset[0]), load_chunk(x + offset[1]), load_chunk(x + offset[2]),
-             load_chunk(x + offset[3]), part);
+        turn(load_bytes(x + offset[0]), load_bytes(x + offset[1]), load_bytes(x + offset[2]),
+             load_bytes(x + offset[3]), part);
         for (int64_t i = 0; i < 4; ++i) sum[i] = dot(sum[i], part[i], load_weights(w + i * CHUNK));
     }
 }
@@ -96,7 +100,7 @@ void any_row(const Row& row) {
     alignas(64) int32_t sums[CHUNK];
     for (int64_t i = 0; i < row.width; ++i) {
         I sum[4];
-        accumulate(row, row.x + i * row.x_step, sum);
+        accumulate(row, row.x + i * row.x_step, sum, load_chunk);
         for (int64_t part = 0; part < 4; ++part) put_part(sums, part, sum[part]);
         one.y[0] = row.y + i * row.y_step;
         one.r[0] = row.r + i * row.r_step;
@@ -106,22 +110,50 @@ void any_row(const Row& row) {
 
 #if defined(FXQ_AVX512VNNI)
 // Plain u8 results of bounded values: packed in registers.
-void plain_row(const Row& row, const float* part_scale, const float* part_bias) {
-    const int32_t* ints = row.job.record->ints;
-    const I zero = _mm512_set1_epi16(static_cast<int16_t>(ints[10]));
-    const I lowest = _mm512_set1_epi8(static_cast<char>(ints[11]));
-    const I highest = _mm512_set1_epi8(static_cast<char>(ints[12]));
-    const __mmask64 mask = row.job.block.width >= 64 ? ~__mmask64(0) : (__mmask64(1) << row.job.block.width) - 1;
+struct PlainFinish {
+    I zero, lowest, highest;
     F scale[4], bias[4];
-    for (int64_t i = 0; i < 4; ++i) scale[i] = load(part_scale + 16 * i), bias[i] = load(part_bias + 16 * i);
-    for (int64_t i = 0; i < row.width; ++i) {
-        I sum[4];
-        accumulate(row, row.x + i * row.x_step, sum);
+
+    PlainFinish(const fxq_operation& record, const float* part_scale, const float* part_bias)
+        : zero(_mm512_set1_epi16(static_cast<int16_t>(record.ints[10]))),
+          lowest(_mm512_set1_epi8(static_cast<char>(record.ints[11]))),
+          highest(_mm512_set1_epi8(static_cast<char>(record.ints[12]))) {
+        for (int64_t i = 0; i < 4; ++i) scale[i] = load(part_scale + 16 * i), bias[i] = load(part_bias + 16 * i);
+    }
+
+    I operator()(I* sum) const {
         for (int64_t k = 0; k < 4; ++k) sum[k] = to_int(fma(to_float(sum[k]), scale[k], bias[k]));
         const I low = _mm512_adds_epi16(_mm512_packs_epi32(sum[0], sum[1]), zero);
         const I high = _mm512_adds_epi16(_mm512_packs_epi32(sum[2], sum[3]), zero);
-        const I codes = _mm512_max_epu8(_mm512_min_epu8(_mm512_packus_epi16(low, high), highest), lowest);
-        _mm512_mask_storeu_epi8(row.y + i * row.y_step + row.job.block.first, mask, codes);
+        return _mm512_max_epu8(_mm512_min_epu8(_mm512_packus_epi16(low, high), highest), lowest);
+    }
+};
+
+void plain_row(const Row& row, const PlainFinish& finish) {
+    const __mmask64 mask = row.job.block.width >= 64 ? ~__mmask64(0) : (__mmask64(1) << row.job.block.width) - 1;
+    for (int64_t i = 0; i < row.width; ++i) {
+        I sum[4];
+        accumulate(row, row.x + i * row.x_step, sum, load_chunk);
+        _mm512_mask_storeu_epi8(row.y + i * row.y_step + row.job.block.first, mask, finish(sum));
+    }
+}
+
+// Up to 32 channels: two pixels at once, one in each half of the vectors.
+void plain_row_by_pairs(const Row& row, const PlainFinish& finish) {
+    const __mmask32 mask = row.job.block.width >= 32 ? ~__mmask32(0) : (__mmask32(1) << row.job.block.width) - 1;
+    for (int64_t i = 0; i < row.width; i += 2) {
+        const bool two = i + 1 < row.width;
+        const int64_t step = two ? row.x_step : 0;
+        I sum[4];
+        accumulate(row, row.x + i * row.x_step, sum, [step](const uint8_t* p) {
+            const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+            const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + step));
+            return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+        });
+        const I codes = finish(sum);
+        uint8_t* const y = row.y + i * row.y_step + row.job.block.first;
+        _mm256_mask_storeu_epi8(y, mask, _mm512_castsi512_si256(codes));
+        if (two) _mm256_mask_storeu_epi8(y + row.y_step, mask, _mm512_extracti64x4_epi64(codes, 1));
     }
 }
 #endif
@@ -150,7 +182,9 @@ void run_row(const Operation& op, const Context& context, int64_t n, int64_t lin
         row.weights = state.weights.as<int8_t>() + first * state.quads * 4;
 #if defined(FXQ_AVX512VNNI)
         if (y.type == FXQ_U8 && ints[9] == FXQ_IDENTITY && ints[13] == 0 && state.bounded) {
-            plain_row(row, state.part_scale.as<float>() + first, state.part_bias.as<float>() + first);
+            const PlainFinish finish(op.record, state.part_scale.as<float>() + first,
+                                     state.part_bias.as<float>() + first);
+            left <= CHUNK / 2 ? plain_row_by_pairs(row, finish) : plain_row(row, finish);
             continue;
         }
 #endif
