@@ -90,3 +90,11 @@ def test_hooks_stay_outside() -> None:
     result = FormSegments()(gm, x)
     assert {r.node: r.reason for r in result.refused}["a"] == "it has hooks"
     assert not any(isinstance(m, Segment) and "a" in dict(m.subgraph.named_modules()) for m in gm.modules())
+
+
+def test_diagrams_open_segments() -> None:
+    x = torch.randn(2, 4, 8, 8)
+    gm = lowered(Mixed(), x).graph_module
+    assert "QConv2d" not in fxq.visualize.diagram(gm).source
+    assert fxq.visualize.diagram(gm, open_segments=True).source.count("QConv2d") >= 3
+    assert "QConv2d" in fxq.visualize.diagram(segments(gm)[0][1].subgraph).source
