@@ -43,7 +43,7 @@ class Options:
         InputError: an option is unknown (the nearest names are suggested), or a number is out of range.
     """
 
-    activation: str = "minmax"
+    activation: str = "mse"
     weight: str = "per_channel"
     weight_range: str = "minmax"
     momentum: float = 0.1

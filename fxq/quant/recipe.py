@@ -52,7 +52,7 @@ class Recipe:
     """
 
     name: str = "int8"
-    activation: str = "minmax"
+    activation: str = "mse"
     weight: str = "per_channel"
     weight_range: str = "minmax"
     momentum: float = 0.1

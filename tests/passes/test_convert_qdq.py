@@ -50,7 +50,7 @@ def test_golden() -> None:
 
 
 def test_parameters_are_literals_of_the_observed_range() -> None:
-    made = stages(nn.Linear(2, 3).eval(), X, data=[X, X * 2])
+    made = stages(nn.Linear(2, 3).eval(), X, data=[X, X * 2], recipe=Recipe(activation="minmax"))
     (q,) = [n for n in made.qdq.graph.nodes if n.target is quantize]
     assert q.args[1:] == (QParams.from_range(-4.0, 6.0).scale, QParams.from_range(-4.0, 6.0).zero_point)
     (d,) = [n for n in made.qdq.graph.nodes if n.target is dequantize]

@@ -17,9 +17,9 @@ from tests.targets.lowering import fuse
 GOLDEN = """\
 graph OBSERVED:
   %input_1 = placeholder -> f32[2, 4]
-  %input_1_observer = MinMaxObserver[observers.input_1](%input_1) {nothing seen}
+  %input_1_observer = HistogramObserver[observers.input_1](%input_1) {nothing seen}
   %_0 = FusedLinear[0](%input_1_observer) {in_features=4, out_features=3, bias=True, epilogue=relu} -> f32[2, 3]
-  %_0_observer = MinMaxObserver[observers._0](%_0) {nothing seen}
+  %_0_observer = HistogramObserver[observers._0](%_0) {nothing seen}
   %_2 = linear[2](%_0_observer) {in_features=3, out_features=2, bias=True} -> f32[2, 2]
   return %_2"""
 

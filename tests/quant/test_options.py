@@ -9,7 +9,10 @@ from fxq.quant.options import Options
 
 
 def test_observers() -> None:
-    assert type(Options().observer("x")) is MinMaxObserver
+    assert type(Options(activation="minmax").observer("x")) is MinMaxObserver
+    usual = Options().observer("x")
+    assert isinstance(usual, HistogramObserver)
+    assert usual.calibrator == "mse"
     moving = Options(activation="moving_average", momentum=0.5).observer("x")
     assert isinstance(moving, MovingAverageObserver)
     assert moving.momentum == 0.5

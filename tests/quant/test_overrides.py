@@ -63,7 +63,7 @@ def test_a_later_override_wins() -> None:
 
 def test_options_of_what_a_layer_returns() -> None:
     x = torch.randn(2, 3, 8, 8)
-    recipe = Recipe(overrides=(Override("stem", activation="mse"),))
+    recipe = Recipe(activation="minmax", overrides=(Override("stem", activation="mse"),))
     observed = InsertObservers(recipe)(fuse(Net().eval(), x), x).graph_module
     observed = Calibrate([x])(observed, x).graph_module
     found = {n.name: get_module(observed, n) for n in observed.graph.nodes if n.op == "call_module"}
