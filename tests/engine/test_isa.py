@@ -1,0 +1,92 @@
+"""Every instruction set that this machine runs gives the portable definition's bits."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from fxq.engine import abi, library
+from fxq.engine.abi import Function, Type
+from fxq.engine.program import Program
+from fxq.errors import TargetError
+from tests.engine.convolutions import Layer, inputs_of, program
+from tests.engine.programs import ISAS
+
+pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not built")
+
+CHANNELS = (1, 3, 4, 5, 8, 16, 17, 24, 33, 64)
+FUNCTIONS = [f for f in Function if f != Function.CLIP]
+
+
+def random_layer(rng: random.Random, depthwise: bool) -> Layer:
+    """Return a layer with any shape, epilogue, neighbours in the output's pitch, and a halo around the output."""
+    groups = rng.choice((1, 1, 1, 2, 3, 8))
+    channels = rng.choice((*CHANNELS, 65, 96, 130)) if depthwise else groups * rng.choice(CHANNELS)
+    outputs = channels if depthwise else groups * rng.choice((*CHANNELS, 15, 32, 40, 70))
+    kernel, padding = (rng.choice((1, 2, 3, 5)), rng.choice((1, 3, 4, 7))), (rng.randint(0, 2), rng.randint(0, 3))
+    dilation = (rng.choice((1, 1, 2)), rng.choice((1, 1, 3)))
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    return Layer(
+        channels=channels, outputs=outputs, groups=channels if depthwise else groups, depthwise=depthwise,
+        size=(least[0] + rng.choice((0, 0, 1, 5)), least[1] + rng.choice((0, 0, 3, 9))),
+        kernel=kernel, padding=padding, dilation=dilation, stride=(rng.choice((1, 2, 5)), rng.choice((1, 2, 3))),
+        function=rng.choice([Function.IDENTITY] * 8 + FUNCTIONS), limits=rng.choice(((0, 255), (120, 200))),
+        residual=rng.choice((None, None, Type.U8, Type.F32)), result=rng.choice((Type.U8, Type.U8, Type.F32)),
+        pitch=outputs + rng.choice((0, 3)), halo=rng.choice(((0, 0, 0, 0), (1, 2, 3, 1))), seed=rng.randrange(1 << 20),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
+@pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
+def test_convolutions_equal_the_portable_definition(isa: str, depthwise: bool) -> None:
+    rng = random.Random(f"{isa} {depthwise}")
+    for _ in range(40):
+        layer = random_layer(rng, depthwise)
+        images = rng.randint(1, 9)
+        records, given = program(layer, group=rng.choice((1, 2, 4))).records(), inputs_of(layer, images)
+        (wanted,) = Program(records, "portable").run(given, threads=1)
+        (got,) = Program(records, isa).run(given, threads=rng.randint(1, 3))
+        assert torch.equal(got, wanted), layer
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_an_image_of_a_batch_equals_the_image_alone(isa: str) -> None:
+    layer = Layer(channels=20, outputs=37, size=(7, 5))
+    (x,) = inputs_of(layer, 5)
+    made = Program(program(layer, group=2).records(), isa)
+    (together,) = made.run([x], threads=2)
+    assert torch.equal(together, torch.cat([made.run([x[i : i + 1]], threads=2)[0] for i in range(5)]))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
+def test_the_channels_beside_a_slice_stay_as_they_are(isa: str, depthwise: bool) -> None:
+    """The layer writes two neighbouring slices of one value, halo included, whichever comes first."""
+    layer = Layer(channels=19, outputs=19, groups=19 if depthwise else 1, depthwise=depthwise)
+    (x,) = inputs_of(layer, 1)
+    for first in (0, 19):
+        b = program(layer)
+        whole = b.value((*layer.out_size, 38), halo=(1, 1, 1, 1), fill=9)
+        for channel in (first, 19 - first):
+            again = abi.Operation.from_buffer_copy(b.operations[1])
+            again.output = b.slice(whole, channel, 19)
+            b.operations.append(again)
+        b.store(whole)
+        alone, both = Program(b.records(), isa).run([x], threads=1)
+        assert torch.equal(both, torch.cat([alone, alone], 3))
+
+
+def test_the_environment_variable_forces_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXQ_ISA", "portable")
+    assert library.choose() == "portable"
+    monkeypatch.setenv("FXQ_ISA", "avx3")
+    with pytest.raises(TargetError, match="unknown instruction set 'avx3'"):
+        library.choose()
+
+
+def test_an_instruction_set_that_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "available", lambda: ("portable", "avx2"))
+    with pytest.raises(TargetError, match=r"does not run the instruction set 'amx'\n.*FXQ_ISA\n.*portable, avx2"):
+        library.choose("amx")
