@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def autotune(
     journal = Journal(log, {"model": graph_digest(bench.traced), "target": target, "seed": seed})
     console = Console(stderr=True) if (sys.stderr.isatty() if progress is None else progress) else None
     tester = Tester(bench, evaluate, goal, journal, seed=seed, budget=Budget(budget_s, begin), progress=console)
-    order: Sequence[str] = ()
+    search: Search | None = None
     try:
         tester.begin()
         journal.confirm(metric_of_the_float_model=tester.trials[0].metric)
@@ -111,10 +110,7 @@ def autotune(
         journal.confirm(data=statistics.digest)
         batches = comparison_batches(model, bench, data)
         search = Search(tester, journal, batches)
-        try:
-            ended = search.run(start)
-        finally:
-            order = search.order
+        ended = search.run(start)
     except KeyboardInterrupt:
         if not tester.trials:
             raise  # nothing is known yet, not even of the float model
@@ -122,8 +118,8 @@ def autotune(
     except SearchEndedError as reason:
         ended = str(reason)
     section = TuningReport(
-        str(goal), ended, tester.chosen, tuple(tester.trials), tuple(order), tester.budget.spent, budget_s,
-        None if log is None else str(log), tuple(_notes(tester)),
+        str(goal), ended, tester.chosen, tuple(tester.trials), () if search is None else search.order,
+        tester.budget.spent, budget_s, None if log is None else str(log), _notes(tester, search),
     )  # fmt: skip
     return _reported(tester.best(), bench, section)
 
@@ -142,10 +138,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _notes(tester: Tester) -> list[str]:
+def _notes(tester: Tester, search: Search | None) -> tuple[str, ...]:
     speedup = tester.trials[tester.chosen].speedup
     slow = [] if speedup is None or speedup >= 1 else ["the module that is returned was measured slower than in float"]
-    return [*slow, _TIMING]
+    return (*slow, *(() if search is None else search.notes), _TIMING)
 
 
 def _reported(built: Built, bench: Workbench, section: TuningReport) -> fx.GraphModule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from fxq.quant.recipe import Recipe
@@ -44,6 +45,10 @@ class Budget:
         """Raise SearchEndedError where a trial of ``recipe``, or an evaluation alone, does not fit what is left."""
         if not self.holds(recipe, variant):
             raise SearchEndedError(f"the budget of {self.seconds:g} s is spent")
+
+    def midway(self) -> float:
+        """Return what will be spent when half of what is left now is gone."""
+        return math.inf if self.seconds is None else (self.spent + self.seconds) / 2
 
     def holds(self, recipe: Recipe | None = None, variant: bool = False, *, times: int = 1, share: float = 1.0) -> bool:
         """Whether some trials of ``recipe``, or evaluations alone, would probably end within a share of the seconds.

@@ -12,11 +12,14 @@ from fxq.tuning.layers import Layer, int8_layers
 from fxq.tuning.ranking import noise_of, ranked
 from fxq.tuning.sensitivity import Study
 from fxq.tuning.tester import Tester
+from fxq.tuning.workbench import Quantised
 
 #: Of a budget, what recipes may use before layers get their turn.
 _FOR_RECIPES = 0.5
 #: How many sets of layers in float a search tries, about.
 _VARIANTS = 10
+#: Layers whose noise is measured together.
+_AT_ONCE = 8
 
 
 class Search:
@@ -24,6 +27,7 @@ class Search:
 
     Attributes:
         order: the layers in the order in which they are left in float; empty until that begins.
+        notes: what a reader of the report should know.
     """
 
     def __init__(self, tester: Tester, journal: Journal, batches: Sequence[ModelInputs]) -> None:
@@ -32,6 +36,7 @@ class Search:
         self._batches = batches
         self._best = Recipe("int8")
         self.order: tuple[str, ...] = ()
+        self.notes: list[str] = []
 
     def run(self, start: Recipe) -> str:
         """Search, and return why it ended.
@@ -75,10 +80,23 @@ class Search:
         key = key_of(recipe, ())
         if key not in noted:
             self._tester.budget.check()
-            study = Study(self._tester.bench, base, layers, progress=False, check=self._tester.budget.check)
-            noted = {key: noise_of(study.result(self._batches))}
+            noted = {key: self._noise(base, layers)}
             self._journal.note("noise", noted)
         return ranked(layers, noted[key])
+
+    def _noise(self, base: Quantised, layers: Sequence[Layer]) -> dict[str, float]:
+        """Measure the layers a few at a time, for half of what is left of a budget; the others count as quiet."""
+        budget, noise = self._tester.budget, dict[str, float]()
+        until = budget.midway()
+        for first in range(0, len(layers), _AT_ONCE):
+            if first and budget.spent > until:
+                self.notes.append(f"the budget held the measurement of {first} of {len(layers)} layers")
+                break
+            study = Study(
+                self._tester.bench, base, layers[first : first + _AT_ONCE], progress=False, check=budget.check
+            )
+            noise |= noise_of(study.result(self._batches))
+        return noise
 
     def _fewest(self, recipe: Recipe, layers: Sequence[Layer]) -> list[Layer] | None:
         """The shortest head of ``layers`` that, left in float, makes the metric hold: doubled, then halved between."""

@@ -14,11 +14,12 @@ import fxq
 from fxq.tuning.budget import Budget, SearchEndedError
 from fxq.tuning.candidates import candidates, describe, key_of, quick
 from fxq.tuning.journal import Journal
-from fxq.tuning.layers import Layer, select
+from fxq.tuning.layers import Layer, int8_layers, select
 from fxq.tuning.ranking import noise_of, ranked
 from fxq.tuning.search import Search
 from fxq.tuning.sensitivity_result import LayerSensitivity, Sensitivity, SensitivityTimes
 from fxq.tuning.trials import Goal, Trial, TuningReport
+from fxq.tuning.workbench import Workbench
 
 START = fxq.Recipe("int8")
 
@@ -180,3 +181,20 @@ def _text(section: TuningReport) -> str:
     console = Console(file=io.StringIO(), width=160)
     console.print(section)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_budget_limits_how_many_layers_are_measured(hard_task, monkeypatch):
+    bench = Workbench(hard_task.model, None, hard_task.loader, "reference")
+    tester = FakeTester(lambda given: False)
+    search = _search(tester)
+    monkeypatch.setattr("fxq.tuning.search._AT_ONCE", 2)
+    search._batches = list(bench.data)
+    base = bench.quantise(fxq.Recipe("int8"))
+    layers = int8_layers(base.float_graph, base.recipe, bench.inputs)
+    tester.bench = bench  # type: ignore[attr-defined]
+    assert set(search._noise(base, layers)) == {x.name for x in layers}
+    assert search.notes == []
+    tester.budget = Budget(1e-9, time.perf_counter())
+    monkeypatch.setattr(Budget, "check", lambda *_: None)
+    assert len(search._noise(base, layers)) == 2
+    assert search.notes == [f"the budget held the measurement of 2 of {len(layers)} layers"]
