@@ -19,7 +19,8 @@ PRODUCTS: Final = (*LAYERS, "matmul", "lstm")
 #: Elementwise operations whose results are no larger than their inputs, or are a few times as large; and moves.
 FOLLOWERS: Final = MOVES | {
     "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "leaky_relu", "sigmoid", "tanh", "elu",
-    "mish", "softplus", "clamp", "add", "sub", "mul", "neg", "abs",
+    "mish", "softplus", "clamp", "add", "sub", "mul", "neg", "abs", "method:expand", "method:expand_as",
+    "method:repeat", "method:clone",
 }  # fmt: skip
 #: Operations that stay in float, and why.
 SENSITIVE: Final[dict[str, str]] = {
