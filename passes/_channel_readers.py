@@ -16,6 +16,7 @@ from fxq.ir.identify import OpCall
 from fxq.ir.rewriter import Rewriter, shared_tensors
 from fxq.ir.shapes import tensor_spec
 from fxq.ir.snapshot import kind_text
+from fxq.nn import QDQLinear
 from fxq.passes._layers import LAYERS, called_again, opaque_layer, unusual_arguments
 from fxq.targets.suitability import reads_shape_only
 
@@ -103,7 +104,7 @@ def _unfit(call: OpCall, value: fx.Node, axis: int, rw: Rewriter) -> str | None:
 
 def channel_axis_in(layer: nn.Module, rank: int) -> int:
     """The axis of the channels in an input (or an output) of a layer, which has ``rank`` dimensions."""
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.Linear | QDQLinear):
         return rank - 1
     return rank - cast(Tensor, layer.weight).dim() + 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -96,7 +96,8 @@ class Trial:
         producer = cast(nn.Module, scaling.producer.module)
         self._values = [cast(Tensor, producer(*args)) for args in inputs]
         self._fitted, self._held = fitted_and_held(len(inputs))
-        self._wanted = [self._read(value, self._float_readers()) for value in self._values]
+        readers = [without_epilogue(cast(nn.Module, r.call.module)) for r in scaling.readers.layers]
+        self._wanted = {i: self._read(self._values[i], readers) for i in self._held}
 
     @property
     def largest(self) -> Tensor:
@@ -127,12 +128,14 @@ class Trial:
         for i in self._fitted:
             observer(made[i])
         q = observer.qparams()
-        readers = self._int8_readers(scale, output_scales)
+        outputs = list(output_scales) or [None] * len(self._scaling.readers.layers)
+        readers = self._int8_readers(scale, outputs)
         sums = [ErrorSums() for _ in readers]
         for i in self._held:
             rounded = dequantize(quantize(made[i], q.scale, q.zero_point), q.scale, q.zero_point)
-            for total, expected, actual in zip(sums, self._wanted[i], self._read(rounded, readers), strict=True):
-                total.add(expected, actual)
+            found = zip(sums, self._wanted[i], self._read(rounded, readers), readers, outputs, strict=True)
+            for total, expected, actual, reader, output in found:
+                total.add(expected, actual if output is None else actual * _along_channels(output, reader, actual))
         return [s.distance().sqnr_db for s in sums]
 
     def _scaled_values(self, scale: Tensor, input_scale: Tensor | None) -> list[Tensor]:
@@ -148,27 +151,20 @@ class Trial:
 
     def _divided(self, args: Args, layer: nn.Module, input_scale: Tensor | None) -> Args:
         x = args[0].float()
-        if input_scale is not None:
-            axis = channel_axis_in(layer, x.dim())
-            x = x / input_scale.float().reshape([-1 if d == axis else 1 for d in range(x.dim())])
-        return (x, *args[1:])
+        return (x if input_scale is None else x / _along_channels(input_scale, layer, x), *args[1:])
 
-    def _float_readers(self) -> list[nn.Module]:
-        return [without_epilogue(cast(nn.Module, r.call.module)) for r in self._scaling.readers.layers]
-
-    def _int8_readers(self, scale: Tensor, output_scales: Sequence[Tensor | None]) -> list[nn.Module]:
-        outputs = output_scales or [None] * len(self._scaling.readers.layers)
+    def _int8_readers(self, scale: Tensor, outputs: Sequence[Tensor | None]) -> list[nn.Module]:
         layers = []
         for reader, output in zip(self._scaling.readers.layers, outputs, strict=True):
             layer = scale_inputs(cast(nn.Module, reader.call.module), factors_of(reader, scale))
-            int8: Any = self._quantised(reader.call.node, layer if output is None else scale_outputs(layer, 1 / output))
-            if output is not None:  # back to the units of the original
-                int8.weight_scale = int8.weight_scale * output.to(int8.weight_scale.dtype)
-                int8.bias = None if int8.bias is None else int8.bias * output.to(int8.bias.dtype)
-            layers.append(without_epilogue(int8))
+            layer = without_epilogue(layer)
+            layer = layer if output is None else scale_outputs(layer, 1.0 / output)
+            layers.append(self._quantised(reader.call.node, layer))
         return layers
 
     def _quantised(self, node: fx.Node, layer: nn.Module) -> nn.Module:
+        if self._choices.why_float(node) is not None:
+            return layer
         return quantize_layer(layer, self._choices.options(node).weight_scale(output_rows(layer)))
 
     def _read(self, value: Tensor, readers: Sequence[nn.Module]) -> list[Tensor]:
@@ -179,6 +175,12 @@ class Trial:
             run.env[node] = fx.Interpreter.run_node(run, node)
         layers = self._scaling.readers.layers
         return [cast(Tensor, module(run.env[r.call.nodes[0]])) for r, module in zip(layers, readers, strict=True)]
+
+
+def _along_channels(scale: Tensor, layer: nn.Module, value: Tensor) -> Tensor:
+    """``scale`` in the shape in which it multiplies the channels of ``value``, an input or output of ``layer``."""
+    axis = channel_axis_in(layer, value.dim())
+    return scale.float().reshape([-1 if d == axis else 1 for d in range(value.dim())])
 
 
 def is_better(before: Sequence[float], after: Sequence[float]) -> bool:

@@ -159,3 +159,13 @@ def test_a_generator_is_still_whole_for_calibration() -> None:
     again = fxq.compile(model, data[0], calibration=data, passes=manager)
     with torch.no_grad():
         assert torch.equal(seen(data[0]), again(data[0]))
+
+
+def test_layers_that_stay_in_float_are_measured_in_float() -> None:
+    model, data = _block(), _data()
+    recipe = fxq.Recipe(overrides=(fxq.Override("fc1", quantise=False),))
+    _, result = _smoothed(model, data, SmoothQuant(recipe))
+    float_fc1 = {m.nodes: m.detail for m in result.matched}[("norm2", "fc1")]
+    int8_fc1 = {m.nodes: m.detail for m in _smoothed(model, data)[1].matched}[("norm2", "fc1")]
+    before, after = (float(detail.split()[0]) for detail in (int8_fc1, float_fc1))
+    assert after > before
