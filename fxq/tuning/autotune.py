@@ -20,7 +20,8 @@ from fxq.manager.report import attach_report
 from fxq.manager.running import run_on_copy
 from fxq.quant.recipe import Recipe
 from fxq.targets import resolve_target
-from fxq.tracing import ModelInputs
+from fxq.tracing import ModelInputs, TraceRecord
+from fxq.tracing.record import RECORD_KEY
 from fxq.tuning.budget import Budget, SearchEndedError
 from fxq.tuning.journal import Journal, graph_digest
 from fxq.tuning.measuring import Evaluate, check_evaluate
@@ -150,6 +151,9 @@ def _reported(built: Built, bench: Workbench, section: TuningReport) -> fx.Graph
     report.passes = _with_distance(built, bench.traced, bench.inputs)
     report.layers = layer_records(built.module, report.passes)
     report.sections.append(section)
+    traced = bench.traced.meta.get(RECORD_KEY)
+    for leaf in traced.leaves if isinstance(traced, TraceRecord) else ():
+        report.note(f"`{leaf.path}` ({leaf.type_name}) is opaque: {leaf.reason}")
     attach_report(built.module, report)
     return built.module
 
