@@ -113,9 +113,9 @@ def mixed_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: b
     float32. Every other operation computes on real values. Those that are safe in half precision and read such
     results alone, on their way to a layer's input, are in bf16; so are large products that int8 leaves. What is not
     safe (softmax, norms, means, ...) and what would only be converted to bf16 and back is in float32. See
-    :class:`fxq.passes.LowerHalf`.
+    :class:`fxq.passes.LowerHalf`. The engine has no bf16: for the target "native" single int8 modules run.
     """
-    return int8_pipeline(recipe or Recipe("mixed"), target, verify).append(LowerHalf("bf16"))
+    return int8_pipeline(recipe or Recipe("mixed"), module_backend(target), verify).append(LowerHalf("bf16"))
 
 
 def pipeline(recipe: Recipe, target: str, verify: bool = True) -> PassManager:

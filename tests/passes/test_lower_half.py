@@ -298,7 +298,8 @@ def test_bad_options_and_missing_inputs() -> None:
         fxq.compile(nn.Sequential(nn.Linear(8, 8)).eval(), recipe="bf16")
 
 
-def test_mixed_quantises_layers_alone_and_carries_bf16_between() -> None:
+@pytest.mark.parametrize("target", ["reference", "auto"])
+def test_mixed_quantises_layers_alone_and_carries_bf16_between(target: str) -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -309,7 +310,7 @@ def test_mixed_quantises_layers_alone_and_carries_bf16_between() -> None:
 
     torch.manual_seed(0)
     model, x = Gated().eval(), torch.randn(2, 8, 9, 9)
-    gm = fxq.compile(model, x, calibration=[x], recipe="mixed", target="reference")
+    gm = fxq.compile(model, x, calibration=[x], recipe="mixed", target=target)
     assert [type(m).__name__ for m in gm.modules()].count("QConv2d") == 3
     assert distance(model(x), gm(x)).sqnr_db > 25
     if half_support.no_half_reason("bf16") is None:
