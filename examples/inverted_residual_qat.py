@@ -91,7 +91,7 @@ def colour_digits(side: int = 32) -> tuple[TensorDataset, TensorDataset]:
     return _colour(digits.train, side), _colour(digits.test, side)
 
 
-def train_quantised(model: nn.Module, data: TensorDataset, *, epochs: int, lr: float = 1e-3) -> fx.GraphModule:
+def train_quantised(model: nn.Module, data: TensorDataset, *, epochs: int, lr: float = 5e-4) -> fx.GraphModule:
     """Return ``model``, which stays as it is, trained on with fake quantisation; in eval mode."""
     loader = DataLoader(data, batch_size=_BATCH, shuffle=True, generator=torch.Generator().manual_seed(1))
     steps = epochs * len(loader)

@@ -73,7 +73,7 @@ def compile(
                          fix="pass calibration=loader, or recipe='float'")  # fmt: skip
     manager = _manager(passes, chosen, target, verify)
     if trained is not None and passes is None:
-        manager = finishing_pipeline(target, verify)
+        manager = finishing_pipeline(trained, target, verify)
     writer = DiagramWriter(diagrams) if diagrams is not None else None
     inputs, data = _bind_data(model, example_inputs, calibration)
     report = Report(
@@ -82,7 +82,7 @@ def compile(
     gm = trace(private_copy(model), inputs)
     _note_trace(gm, report)
     if trained is not None:
-        note_finish(report, calibrated=calibration is not None)
+        note_finish(report, model, target, calibrated=calibration is not None)
     if chosen.name in ("float", "auto") and calibration is None and passes is None:
         what = "nothing was quantised" if chosen.name == "float" else "no activation was quantised statically"
         report.note(f"{what}: calibration data would unlock recipe='int8'")

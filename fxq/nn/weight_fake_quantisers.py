@@ -98,7 +98,10 @@ class LearnedWeightFakeQuantise(WeightFakeQuantise):
         """
         check_learned(self.step, self.label)
         scale = in_units(project(self.step, self.training), self.unit)
-        return scale * gain if gain is not None and scale.shape == gain.shape else scale
+        if gain is not None and scale.shape == gain.shape:
+            scale = scale * gain
+        # 7 bits leave no room for clipping: a smaller scale would give codes above 63
+        return torch.maximum(scale, super().scales(rows)) if self.options.reduce_range else scale
 
     def pass_on(self, x: Tensor) -> Tensor:
         """Return ``x``, so that the scales get a gradient of zero."""

@@ -6,10 +6,14 @@ from torch import nn
 
 from fxq.errors import InputError
 from fxq.manager import PassManager, Report
+from fxq.nn.weight_fake_quantisers import WeightFakeQuantise
 from fxq.passes.convert_fake_quant import ConvertFakeQuant
-from fxq.passes.lower_int8 import LowerInt8
+from fxq.passes.convert_qdq import ConvertQDQ
+from fxq.pipelines import pipeline
 from fxq.qat.switches import is_prepared
 from fxq.quant.recipe import Recipe, resolve_recipe
+from fxq.targets.resolve import module_backend
+from fxq.targets.saturation import why_reduced
 
 
 def trained_recipe(model: object, recipe: str | Recipe) -> Recipe | None:
@@ -28,13 +32,19 @@ def trained_recipe(model: object, recipe: str | Recipe) -> Recipe | None:
     return chosen
 
 
-def finishing_pipeline(target: str, verify: bool = True) -> PassManager:
-    """Make the trained quantisation explicit, then lower it."""
-    return PassManager([ConvertFakeQuant(), LowerInt8(target)], verify=verify)
+def finishing_pipeline(recipe: Recipe, target: str, verify: bool = True) -> PassManager:
+    """Make the trained quantisation explicit, then go on as ``recipe`` does behind calibration."""
+    passes = list(pipeline(recipe, target, verify))
+    explicit = [p.name for p in passes].index(ConvertQDQ.name)
+    return PassManager([ConvertFakeQuant(), *passes[explicit + 1 :]], verify=verify)
 
 
-def note_finish(report: Report, calibrated: bool) -> None:
-    """Say in the report of a prepared model what made its scales."""
+def note_finish(report: Report, model: nn.Module, target: str, calibrated: bool) -> None:
+    """Say in the report of a prepared model what made its scales, and what it was not trained for."""
     report.note("trained with fake quantisation: scales and zero points are those of training, no data was calibrated")
     if calibrated:
         report.note("the calibration data served for example inputs at most: a prepared model has its ranges")
+    why = why_reduced(module_backend(target))
+    quantisers = [m for m in model.modules() if isinstance(m, WeightFakeQuantise)]
+    if why is not None and not all(q.options.reduce_range for q in quantisers):
+        report.note(f"the weights were trained with 8 bits, and {why}: prepare the model with target={target!r}")

@@ -22,6 +22,8 @@ from fxq.qat.dropout import put_back, take_out
 from fxq.qat.switches import is_prepared
 from fxq.quant.calibration import Calibration
 from fxq.quant.recipe import Recipe, resolve_recipe
+from fxq.targets.resolve import module_backend
+from fxq.targets.saturation import guarded
 from fxq.tracing import ModelInputs, normalise_inputs, trace
 
 
@@ -31,6 +33,7 @@ def prepare_qat(
     recipe: str | Recipe = "int8",
     *,
     scales: str = "observed",
+    target: str = "auto",
     calibration: Any = None,
     verify: bool = True,
     progress: bool | None = None,
@@ -65,6 +68,7 @@ def prepare_qat(
         scales: ``"observed"``: ranges of activations follow a moving average, scales of weights follow the weights,
             and gradients pass straight through; or ``"learned"``: the first batch sets the scales of activations, and
             all scales train (LSQ; the zero points too, LSQ+). ``fxq.qat.learned_parameters`` lists them.
+        target: what will run the int8 module, as for :func:`fxq.compile`: weights get 7 bits where it needs them.
         calibration: batches as :func:`fxq.compile` takes them, from which ranges start; None starts them with the
             first batch.
         verify: check what each pass makes, in eval mode.
@@ -75,9 +79,9 @@ def prepare_qat(
 
     Raises:
         InputError: an argument, the model or its inputs are not usable; the recipe is no int8 recipe.
-        CalibrationError, TraceError, PassError: as for :func:`fxq.compile`.
+        CalibrationError, TargetError, TraceError, PassError: as for :func:`fxq.compile`.
     """
-    chosen = _checked_recipe(recipe)
+    chosen = guarded(_checked_recipe(recipe), module_backend(target))
     if scales not in SCALES:
         raise InputError(f"unknown scales {scales!r}", where="prepare_qat", fix=nearest(str(scales), SCALES))
     twin = _private(model)

@@ -28,7 +28,8 @@ class Schedule:
             schedule.step()
 
     Steps count from 0: with ``fake_quant=100`` the first hundred steps train in float while the ranges settle, with
-    ``freeze_observers=0`` nothing is ever observed. Everything is set at construction for step 0.
+    ``freeze_observers=0`` nothing is ever observed. Everything is set at construction for step 0. Freeze batch norms
+    late, and with a small learning rate: without the statistics of each batch large steps diverge, as in float.
 
     Args:
         model: what :func:`fxq.prepare_qat` returned, or a module around it.

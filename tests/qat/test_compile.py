@@ -162,3 +162,35 @@ def test_training_learns_and_int8_keeps_it() -> None:
         right = float((int8(x).argmax(1) == y).float().mean())
         assert right > 0.85
         assert right == pytest.approx(float((ready(x).argmax(1) == y).float().mean()), abs=0.01)
+
+
+@pytest.mark.parametrize("scales", ["observed", "learned"])
+def test_weights_of_seven_bits_are_trained_as_such(scales: str) -> None:
+    ready = train(prepared(fxq.Recipe(reduce_range=True), scales=scales)).eval()
+    with torch.no_grad():
+        for name, parameter in ready.named_parameters():
+            if name.endswith("quantiser.step"):
+                parameter.mul_(0.5)  # as if training had made the scales smaller
+    int8 = fxq.compile(ready, images(), target="reference")
+    assert max(int(int8.get_submodule(n).weight.abs().max()) for n in ("conv1", "conv2", "fc")) == 63  # type: ignore[union-attr, operator, arg-type]
+    with torch.no_grad():
+        assert torch.equal(int8(images(1)), ready(images(1)))
+
+
+@pytest.mark.parametrize("target", ["native", "auto"])
+def test_every_target_takes_a_trained_model(target: str) -> None:
+    ready = train(prepared()).eval()
+    try:
+        int8 = fxq.compile(ready, images(), target=target)
+    except fxq.TargetError:
+        pytest.skip(f"no target {target} here")
+    with torch.no_grad():
+        torch.testing.assert_close(int8(images(1)), ready(images(1)), rtol=0.05, atol=0.02)
+
+
+def test_mixed_puts_half_precision_between() -> None:
+    ready = train(prepared("mixed")).eval()
+    int8 = fxq.compile(ready, images(), recipe="mixed")
+    assert any(p.name == "lower_half" for p in fxq.report(int8).passes)
+    with torch.no_grad():
+        torch.testing.assert_close(int8(images(1)), ready(images(1)), rtol=0.05, atol=0.05)
