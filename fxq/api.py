@@ -15,7 +15,7 @@ from fxq.manager.layers import layer_records
 from fxq.manager.report import attach_report
 from fxq.manager.running import few_samples, run_on_copy
 from fxq.pipelines import pipeline
-from fxq.qat.finish import finishing_pipeline, note_finish, trained_recipe
+from fxq.qat.finish import finishing_pipeline, note_finish, recorded_inputs, trained_recipe
 from fxq.quant.calibration import Calibration
 from fxq.quant.recipe import Recipe, resolve_recipe
 from fxq.targets import resolve_target
@@ -76,6 +76,8 @@ def compile(
         manager = finishing_pipeline(trained, target, verify)
     writer = DiagramWriter(diagrams) if diagrams is not None else None
     inputs, data = _bind_data(model, example_inputs, calibration)
+    if trained is not None:
+        inputs = inputs or recorded_inputs(model)
     report = Report(
         options={"recipe": chosen.name, "target": target, "passes": "the recipe's" if passes is None else "given"}
     )

@@ -108,6 +108,9 @@ def test_neither_example_inputs_nor_calibration_are_needed() -> None:
     text = str(fxq.report(int8))
     assert "trained with fake quantisation" in text
     assert "3 weights and 4 values take the scales of their fake quantisers" in text
+    for target in ("auto", "onednn") if onednn_available() else ("auto",):
+        other = fxq.compile(ready, target=target)
+        torch.testing.assert_close(other(images(1)), int8(images(1)), rtol=0.05, atol=0.02)
     given = fxq.compile(ready, images(), calibration=[images()], target="reference")
     assert torch.equal(given(images()), int8(images()))
     assert "served for example inputs at most" in str(fxq.report(given))
@@ -135,6 +138,11 @@ def test_a_model_in_training_mode_is_an_error() -> None:
 def test_another_recipe_is_an_error() -> None:
     with pytest.raises(InputError, match=r"the recipe is 'dynamic', and the model was prepared for int8"):
         fxq.compile(train(prepared()).eval(), images(), recipe="dynamic")
+
+
+def test_a_prepared_model_inside_another_module_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"a Sequential has a prepared model inside(.|\n)*attribute `module`"):
+        fxq.compile(nn.Sequential(train(prepared())).eval(), images())
 
 
 def test_weights_that_diverged_are_named() -> None:
