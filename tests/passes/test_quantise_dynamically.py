@@ -210,3 +210,19 @@ def test_only_if_faster_leaves_convolutional_networks_alone() -> None:
     assert "DynamicLinear" not in {type(m).__name__ for m in gm.modules()}
     unknown = fxq.compile(nn.Sequential(nn.Linear(2048, 2048)).eval())
     assert [type(m) for m in unknown.children()] == [nn.Linear]  # without inputs nobody knows how many rows there are
+
+
+def test_attention_that_stays_opaque_is_named() -> None:
+    class Weights(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x, x, x)[1]  # the weights of the attention, which only the module gives
+
+    model, x = Weights().eval(), torch.randn(2, 5, 16)
+    gm = fxq.compile(model, x, recipe="dynamic")
+    reason = "no kernel for a MultiheadAttention whose activations are quantised at run time"
+    assert [r.reason for r in fxq.report(gm)["quantise_dynamically"].refused] == [reason]
+    assert torch.equal(gm(x), model(x))
