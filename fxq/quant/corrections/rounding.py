@@ -118,31 +118,41 @@ def learned(
         iterations: of Adam.
         step: called after each.
     """
-    gram, cross = error.gram.float(), error.cross.float()
-    small = OutputError(gram, cross)
-    scale = nearest.scale.float()
-    steps = (weight / nearest.scale).float()
+    small = OutputError(error.gram.float(), error.cross.float())
+    scale, steps = nearest.scale.float(), (weight / nearest.scale).float()
     low = steps.floor()
-    unit = gram.diagonal(dim1=1, dim2=2).sum(1).reshape(-1, 1, 1) * scale.square() / 12.0
-    unit = unit.clamp_min(torch.finfo(torch.float32).tiny) / weight.shape[2]
-    rest = (steps - low).clamp(1e-4, 1.0 - 1e-4)
-    v = torch.logit((rest - _GAMMA) / (_ZETA - _GAMMA)).requires_grad_()
-    adam = torch.optim.Adam([v], lr=_RATE)
+    unit = small.gram.diagonal(dim1=1, dim2=2).sum(1).reshape(-1, 1, 1) * scale.square() / (12.0 * weight.shape[2])
+    unit = unit.clamp_min(torch.finfo(torch.float32).tiny)
+    v = torch.logit(((steps - low).clamp(1e-4, 1.0 - 1e-4) - _GAMMA) / (_ZETA - _GAMMA))
+    descent = _Adam(v)
     for i in range(iterations):
-        with torch.enable_grad():
-            h = _rectified(v)
-            codes = low + h
-            with torch.no_grad():
-                slope = small.slope(codes * scale) * (2.0 * scale / unit)
-            loss = (slope * codes).sum()  # the same derivative as the quadratic form's, for one product instead of two
-            if i >= _WARM_UP * iterations:
-                beta = 20.0 - 18.0 * (i / iterations - _WARM_UP) / (1.0 - _WARM_UP)
-                loss = loss + _STRENGTH * (1.0 - (2.0 * h - 1.0).abs().pow(beta)).sum()
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
+        h = _rectified(v)
+        slope = small.slope((low + h) * scale) * (2.0 * scale / unit)
+        if i >= _WARM_UP * iterations:
+            beta = 20.0 - 18.0 * (i / iterations - _WARM_UP) / (1.0 - _WARM_UP)
+            away = 2.0 * h - 1.0
+            slope -= (2.0 * _STRENGTH * beta) * away.abs().pow(beta - 1.0) * away.sign()
+        sigmoid = torch.sigmoid(v)
+        inside = (h > 0.0) & (h < 1.0)
+        v = descent.step(v, slope * inside * sigmoid * (1.0 - sigmoid) * (_ZETA - _GAMMA))
         step()
-    return nearest.with_values((low + (_rectified(v.detach()) >= 0.5)).double())
+    return nearest.with_values((low + (_rectified(v) >= 0.5)).double())
+
+
+class _Adam:
+    """Adam (Kingma and Ba, 2015) on one tensor: torch's own brings in its compiler, which takes seconds to import."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._count = 0
+        self._mean, self._square = torch.zeros_like(like), torch.zeros_like(like)
+
+    def step(self, value: Tensor, slope: Tensor) -> Tensor:
+        """Return ``value`` one step further down."""
+        self._count += 1
+        self._mean.lerp_(slope, 0.1)
+        self._square.lerp_(slope.square(), 0.001)
+        mean, square = self._mean / (1.0 - 0.9**self._count), self._square / (1.0 - 0.999**self._count)
+        return value - _RATE * mean / (square.sqrt() + 1e-8)
 
 
 def _rectified(v: Tensor) -> Tensor:
