@@ -28,10 +28,15 @@ _FAILURES = 2
 
 @dataclass(frozen=True)
 class Built:
-    """A candidate's module, and what the passes did to make it."""
+    """A candidate's module, and what the passes did to make it.
+
+    Attributes:
+        digest: of the graph at stage QDQ, which defines the numbers: a target may keep them where no digest looks.
+    """
 
     module: fx.GraphModule
     records: tuple[PassRecord, ...]
+    digest: str = ""
 
 
 class Tester:
@@ -135,7 +140,7 @@ class Tester:
         base = self.base(recipe)
         if float_layers:
             base = self.bench.variant(base, [Override(x, quantise=False) for x in float_layers], records=True)
-        return Built(*self.bench.lower(base))
+        return Built(*self.bench.lower(base), graph_digest(base.graph))
 
     def _run(self, recipe: Recipe, float_layers: tuple[str, ...]) -> tuple[dict[str, Any], Built | None]:
         start = time.perf_counter()
@@ -144,9 +149,8 @@ class Tester:
         except FxqError as error:  # a correction that refuses the model, say: other recipes may do
             return {"metric": None, "note": _first_line(error)}, None
         self.budget.built(recipe, bool(float_layers), time.perf_counter() - start)
-        digest = graph_digest(built.module)
-        if digest in self._same:
-            same = self.trials[self._same[digest]]
+        if built.digest in self._same:
+            same = self.trials[self._same[built.digest]]
             data = {"metric": same.metric, "latency_s": same.latency_s, "speedup": same.speedup}
             return {**data, "note": f"the same module as {same.number}"}, built
         start = time.perf_counter()
@@ -157,10 +161,10 @@ class Tester:
             return {"metric": None, "note": f"evaluate failed: {_first_line(error)}"}, built
         self._failures = 0
         if not math.isfinite(metric):
-            return {"metric": None, "note": f"evaluate returned {metric}", "digest": digest}, built
+            return {"metric": None, "note": f"evaluate returned {metric}", "digest": built.digest}, built
         before, after = latencies(self._float.module, built.module, self.bench.inputs)
         self.budget.evaluated(time.perf_counter() - start)
-        return {"metric": metric, "latency_s": after, "speedup": before / after, "digest": digest}, built
+        return {"metric": metric, "latency_s": after, "speedup": before / after, "digest": built.digest}, built
 
     def _judged(self, found: dict[str, Any], recipe: str, float_layers: tuple[str, ...], logged: bool) -> Trial:
         """Make a trial of what was measured."""

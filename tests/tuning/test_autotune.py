@@ -85,7 +85,7 @@ def test_the_report_says_what_was_tried(tuned):
     data = json.loads(json.dumps(fxq.report(gm).to_dict()))["sections"]["tuning"]
     assert data["chosen"] == _section(gm).chosen
     assert all(t["latency_s"] is not None for t in data["trials"] if not t["note"])
-    assert fxq.report(gm)["lower_int8"].total is not None
+    assert fxq.report(gm).passes[-1].total is not None
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert lines[0]["format"] == "fxq autotune log"
     assert sum("trial" in line for line in lines) == len(data["trials"]) - 1
@@ -280,3 +280,9 @@ def test_progress_names_each_trial(hard_task, capfd):
     recipe = fxq.Recipe("int8", activation="mse", corrections=())
     fxq.autotune(hard_task.model, calibration=hard_task.loader, evaluate=lambda gm: 1.0, recipe=recipe, progress=True)
     assert "autotune 1: mse: 1 (holds)" in capfd.readouterr().err
+
+
+def test_modules_that_differ_in_scales_alone_are_told_apart(tuned):
+    _, gm, _ = tuned
+    notes = {t.recipe: t.note for t in _section(gm).trials if not t.float_layers}
+    assert notes["mse, bias"] == notes["minmax, bias"] == ""
