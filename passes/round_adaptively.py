@@ -113,7 +113,7 @@ class RoundAdaptively(Pass):
         original = columns(visit.original)
         weight = original.matrix()
         values = columns(visit.original, int8.weight.double()).matrix()
-        scale = int8.weight_scale.double().reshape(*weight.shape[:2], 1)
+        scale = int8.weight_scale.cpu().double().reshape(*weight.shape[:2], 1)
         codes = Codes.of(values, scale, choices.options(visit.node).weight == "per_tensor")
         fitted, _ = fitted_and_held(len(visit.exact))
         error = output_error(visit, fitted, self.seed).damped(weight, self.damping)
@@ -122,7 +122,8 @@ class RoundAdaptively(Pass):
         if iterations >= min(_FEW, self.iterations):
             found = found.better_rows(settled(learned(weight, codes, error, iterations), error), error)
         layer = copy_module(visit.current)
-        layer._parameters["weight"] = clone_parameter(original.weight_of(found.weight))
+        new = original.weight_of(found.weight).to(int8.weight.device)
+        layer._parameters["weight"] = clone_parameter(new)
         return layer
 
 

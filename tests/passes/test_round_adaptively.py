@@ -74,9 +74,9 @@ def _rounded(recipe: Recipe | None = None, **options: object) -> tuple[fx.GraphM
 
 
 @pytest.mark.parametrize("weight", ["per_channel", "per_tensor"])
-@pytest.mark.parametrize("weight_range", ["minmax", "mse"])
-def test_convert_qdq_finds_the_same_scales_and_codes(weight: str, weight_range: str) -> None:
-    recipe = Recipe(activation="minmax", weight=weight, weight_range=weight_range)
+@pytest.mark.parametrize(("weight_range", "bits"), [("minmax", 8), ("mse", 8), ("minmax", 7)])
+def test_convert_qdq_finds_the_same_scales_and_codes(weight: str, weight_range: str, bits: int) -> None:
+    recipe = Recipe(activation="minmax", weight=weight, weight_range=weight_range, reduce_range=bits == 7)
     gm, context, result = _rounded(recipe)
     before = ConvertQDQ(recipe)(gm, context=context).graph_module
     after = ConvertQDQ(recipe)(result.graph_module, context=context).graph_module
@@ -89,6 +89,7 @@ def test_convert_qdq_finds_the_same_scales_and_codes(weight: str, weight_range: 
         weights = result.graph_module.get_submodule(path).weight
         torch.testing.assert_close(new.dequantized_weight(), weights.detach(), rtol=1e-6, atol=0.0)
         changed += int((old.weight != new.weight).sum())
+        assert int(new.weight.abs().max()) == 2 ** (bits - 1) - 1
     assert changed > 20
 
 
