@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +28,7 @@ KERNELS = {
     "conv": ("portable",),
     "conv_vector": ("avx2", "avxvnni", "avx512vnni"),
     "depthwise": ("avx2", "avxvnni", "avx512vnni"),
+    "conv_amx": ("amx",),
     "load_store": VECTOR,
     "unary": VECTOR,
     "binary": VECTOR,
@@ -40,20 +42,24 @@ FLAGS = ("-std=c++17", "-O3", "-g0", "-fPIC", "-ffp-contract=off", "-fno-math-er
          "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized")  # fmt: skip
 AVX2 = ("-mavx2", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512")
+TILES = ("-mamx-tile", "-mamx-int8")
 ISAS = {
     "portable": ("-DFXQ_PORTABLE",),
     "avx2": (*AVX2, "-DFXQ_AVX2"),
     "avxvnni": (*AVX2, "-mavxvnni", "-DFXQ_AVXVNNI"),
     "avx512vnni": (*AVX512, "-DFXQ_AVX512VNNI"),
+    "amx": (*AVX512, *TILES, "-DFXQ_AVX512VNNI", "-DFXQ_AMX"),
 }
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-def units() -> list[tuple[Path, tuple[str, ...], str]]:
+def units(tiles: bool) -> list[tuple[Path, tuple[str, ...], str]]:
     """Return (source, flags of its own, suffix of the object) of everything to compile."""
-    rows: list[tuple[Path, tuple[str, ...], str]] = [(SOURCES / f"{name}.cpp", (), "") for name in COMMON]
+    common = ("-DFXQ_WITH_AMX",) if tiles else ()
+    rows: list[tuple[Path, tuple[str, ...], str]] = [(SOURCES / f"{name}.cpp", common, "") for name in COMMON]
+    known = [isa for isa in ISAS if isa == "portable" or (X86 and (isa != "amx" or tiles))]
     for name, isas in KERNELS.items():
-        rows += [(SOURCES / f"{name}.cpp", ISAS[isa], f"_{isa}") for isa in isas if X86 or isa == "portable"]
+        rows += [(SOURCES / f"{name}.cpp", ISAS[isa], f"_{isa}") for isa in isas if isa in known]
     return rows
 
 
@@ -67,7 +73,8 @@ class BuildEngine(build_ext):
             return
         folder = Path(self.build_temp) / "engine"
         extra = tuple(os.environ.get("FXQ_CXXFLAGS", "").split())
-        jobs = [(path, (*FLAGS, *own, *extra), folder / (path.stem + suffix)) for path, own, suffix in units()]
+        rows = units(X86 and self._knows_tiles())
+        jobs = [(path, (*FLAGS, *own, *extra), folder / (path.stem + suffix)) for path, own, suffix in rows]
         target = Path(self.get_ext_fullpath(ext.name))
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             objects = list(pool.map(lambda job: self._compile(*job), jobs))
@@ -75,6 +82,15 @@ class BuildEngine(build_ext):
         self.compiler.link_shared_object(
             objects, str(target), extra_postargs=["-pthread", *extra], target_lang="c++", build_temp=str(folder)
         )
+
+    def _knows_tiles(self) -> bool:
+        """Return whether the compiler and its assembler know AMX (g++ from 11, clang from 12)."""
+        text = 'int main() { __asm__ volatile("tilerelease"); return 0; }'
+        command = [*self.compiler.compiler_so, *TILES, "-x", "c++", "-c", "-", "-o", os.devnull]
+        try:
+            return subprocess.run(command, input=text, text=True, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
 
     def _compile(self, source: Path, flags: tuple[str, ...], folder: Path) -> str:
         """Compile one unit into a folder of its own (objects are named after sources) and return the object.

@@ -5,52 +5,12 @@
 
 #include <string.h>
 
-#include "conv_job.h"
+#include "conv_finish_avx512.h"
 
 namespace fxq {
 namespace FXQ_NS {
 
 constexpr int64_t PIXELS = 14;
-
-// Requantises two pixels' sums to 32 codes each, in the low and high half of the result. Bounded values only.
-struct FastFinish {
-    __m512 scale[2], bias[2], residual_scale, residual_offset;
-    __m512i zero, lowest, highest, order;
-    __mmask32 mask;
-
-    explicit FastFinish(const Job& job) {
-        const int32_t* ints = job.record->ints;
-        for (int v = 0; v < 2; ++v) {
-            scale[v] = _mm512_loadu_ps(job.scale + 16 * v);
-            bias[v] = _mm512_loadu_ps(job.bias + 16 * v);
-        }
-        residual_scale = _mm512_set1_ps(job.record->floats[0]);
-        residual_offset = _mm512_set1_ps(job.record->floats[1]);
-        zero = _mm512_set1_epi16(static_cast<int16_t>(ints[10]));
-        lowest = _mm512_set1_epi8(static_cast<char>(ints[11]));
-        highest = _mm512_set1_epi8(static_cast<char>(ints[12]));
-        order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        mask = job.block.width >= 32 ? ~0u : (1u << job.block.width) - 1;
-    }
-
-    template <int finish>
-    __m512i whole(__m512i sum, int v, const uint8_t* r) const {
-        __m512 real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[v], bias[v]);
-        if (finish == FINISH_RESIDUAL) {
-            const __mmask16 lanes = static_cast<__mmask16>(mask >> (16 * v));
-            const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, r + 16 * v));
-            real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), residual_scale, _mm512_add_ps(real, residual_offset));
-        }
-        return _mm512_cvtps_epi32(real);
-    }
-
-    __m512i pack(__m512i a0, __m512i a1, __m512i b0, __m512i b1) const {
-        const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(a0, a1), zero);
-        const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(b0, b1), zero);
-        const __m512i codes = _mm512_max_epu8(_mm512_min_epu8(_mm512_packus_epi16(a, b), highest), lowest);
-        return _mm512_permutexvar_epi32(order, codes);
-    }
-};
 
 // Applies a macro to the number of each pixel.
 #define FXQ_PIXELS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13)
@@ -112,20 +72,8 @@ void block(const Job& job, const Pixels& pixels, int64_t first) {
 #pragma GCC unroll 8
     for (int p = 0; p < P; p += 2) {
         const int q = p + 1 < P ? p + 1 : p;
-        const uint8_t* r[2] = {nullptr, nullptr};
-        if (finish == FINISH_RESIDUAL) {
-            r[0] = pixels.r[first + p] + job.block.first;
-            r[1] = pixels.r[first + q] + job.block.first;
-        }
-        const __m512i a0 = fast.template whole<finish>(sum[p][0], 0, r[0]);
-        const __m512i a1 = NV == 2 ? fast.template whole<finish>(sum[p][1], 1, r[0]) : none;
-        const __m512i b0 = fast.template whole<finish>(sum[q][0], 0, r[1]);
-        const __m512i b1 = NV == 2 ? fast.template whole<finish>(sum[q][1], 1, r[1]) : none;
-        const __m512i codes = fast.pack(a0, a1, b0, b1);
-        _mm256_mask_storeu_epi8(pixels.y[first + p] + job.block.first, fast.mask, _mm512_castsi512_si256(codes));
-        if (q != p)
-            _mm256_mask_storeu_epi8(pixels.y[first + q] + job.block.first, fast.mask,
-                                    _mm512_extracti64x4_epi64(codes, 1));
+        fast.template pair<finish>(pixels, first + p, first + q, sum[p][0], NV == 2 ? sum[p][1] : none, sum[q][0],
+                                   NV == 2 ? sum[q][1] : none, NV);
     }
 }
 

@@ -64,6 +64,9 @@ bool may_use_tiles() {
 }
 
 bool has_amx() {
+#if defined(FXQ_EMULATE_TILES)
+    return has_avx512_vnni();
+#endif
     const Leaf seven = leaf(7, 0);
     return has_avx512_vnni() && (saved_state() & 0x60000) == 0x60000 && bit(seven.d, 24) && bit(seven.d, 25) &&
            may_use_tiles();

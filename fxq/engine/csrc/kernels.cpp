@@ -36,15 +36,24 @@ FXQ_KERNELS(avx2)
 FXQ_KERNELS(avx512vnni)
 #endif
 
+#if defined(FXQ_WITH_AMX)
+namespace amx {
+extern const Kernel conv_kernel;
+}
+#define FXQ_TILES(kernel) &amx::kernel
+#else
+#define FXQ_TILES(kernel) nullptr
+#endif
+
 namespace {
 
 #if FXQ_X86
 #define FXQ_VECTOR(kernel) \
     { &portable::kernel, &avx2::kernel, nullptr, &avx512vnni::kernel, nullptr }
-#define FXQ_DOT(kernel) \
-    { &portable::kernel, &avx2::kernel, &avxvnni::kernel, &avx512vnni::kernel, nullptr }
+#define FXQ_DOT(kernel, tiles) \
+    { &portable::kernel, &avx2::kernel, &avxvnni::kernel, &avx512vnni::kernel, tiles }
 #else
-#define FXQ_DOT(kernel) FXQ_VECTOR(kernel)
+#define FXQ_DOT(kernel, tiles) FXQ_VECTOR(kernel)
 #define FXQ_VECTOR(kernel) \
     { &portable::kernel, nullptr, nullptr, nullptr, nullptr }
 #endif
@@ -52,8 +61,8 @@ namespace {
 const Family FAMILIES[] = {
     {FXQ_LOAD, "load", check_load, FXQ_VECTOR(load_kernel)},
     {FXQ_STORE, "store", check_store, FXQ_VECTOR(store_kernel)},
-    {FXQ_CONV, "convolution", check_conv, FXQ_DOT(conv_kernel)},
-    {FXQ_DEPTHWISE, "depthwise", check_depthwise, FXQ_DOT(depthwise_kernel)},
+    {FXQ_CONV, "convolution", check_conv, FXQ_DOT(conv_kernel, FXQ_TILES(conv_kernel))},
+    {FXQ_DEPTHWISE, "depthwise", check_depthwise, FXQ_DOT(depthwise_kernel, nullptr)},
     {FXQ_LOOKUP, "lookup", check_lookup, FXQ_VECTOR(lookup_kernel)},
     {FXQ_COPY, "copy", check_copy, FXQ_VECTOR(copy_kernel)},
     {FXQ_ADD, "add", check_binary, FXQ_VECTOR(add_kernel)},

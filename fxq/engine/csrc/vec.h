@@ -1,5 +1,5 @@
 // The vector type of the instruction set that this unit is compiled for: F (float32), I (s32), M (a comparison's
-// result), LANES of each, in namespace fxq::FXQ_NS. One of FXQ_PORTABLE, FXQ_AVX2, FXQ_AVXVNNI, FXQ_AVX512VNNI is defined
+// result), LANES of each, in namespace fxq::FXQ_NS. One of FXQ_PORTABLE, FXQ_AVX2, FXQ_AVXVNNI, FXQ_AVX512VNNI, FXQ_AMX is defined
 // by the build. Kernels written with these functions give the same bits everywhere: each function is one IEEE operation.
 //
 //   load store load_partial store_partial     float32, the first n lanes; lanes that are not loaded are zero
@@ -12,7 +12,10 @@
 #ifndef FXQ_VEC_H
 #define FXQ_VEC_H
 
-#if defined(FXQ_AVX512VNNI)
+#if defined(FXQ_AMX)
+#define FXQ_NS amx
+#include "vec_avx512.h"
+#elif defined(FXQ_AVX512VNNI)
 #define FXQ_NS avx512vnni
 #include "vec_avx512.h"
 #elif defined(FXQ_AVXVNNI)

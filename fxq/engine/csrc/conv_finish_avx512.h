@@ -1,0 +1,70 @@
+// The epilogue of plain layers with u8 results on AVX-512, in registers.
+#ifndef FXQ_CONV_FINISH_AVX512_H
+#define FXQ_CONV_FINISH_AVX512_H
+
+#include "conv_job.h"
+
+namespace fxq {
+namespace FXQ_NS {
+
+// Requantises two pixels' sums to 32 codes each, in the low and high half of the result. Bounded values only.
+struct FastFinish {
+    __m512 scale[2], bias[2], residual_scale, residual_offset;
+    __m512i zero, lowest, highest, order;
+    __mmask32 mask;
+    int64_t first;
+
+    explicit FastFinish(const Job& job) : first(job.block.first) {
+        const int32_t* ints = job.record->ints;
+        for (int v = 0; v < 2; ++v) {
+            scale[v] = _mm512_loadu_ps(job.scale + 16 * v);
+            bias[v] = _mm512_loadu_ps(job.bias + 16 * v);
+        }
+        residual_scale = _mm512_set1_ps(job.record->floats[0]);
+        residual_offset = _mm512_set1_ps(job.record->floats[1]);
+        zero = _mm512_set1_epi16(static_cast<int16_t>(ints[10]));
+        lowest = _mm512_set1_epi8(static_cast<char>(ints[11]));
+        highest = _mm512_set1_epi8(static_cast<char>(ints[12]));
+        order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        mask = job.block.width >= 32 ? ~0u : (1u << job.block.width) - 1;
+    }
+
+    template <int finish>
+    __m512i whole(__m512i sum, int v, const uint8_t* r) const {
+        __m512 real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[v], bias[v]);
+        if (finish == FINISH_RESIDUAL) {
+            const __mmask16 lanes = static_cast<__mmask16>(mask >> (16 * v));
+            const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, r + 16 * v));
+            real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), residual_scale, _mm512_add_ps(real, residual_offset));
+        }
+        return _mm512_cvtps_epi32(real);
+    }
+
+    __m512i pack(__m512i a0, __m512i a1, __m512i b0, __m512i b1) const {
+        const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(a0, a1), zero);
+        const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(b0, b1), zero);
+        const __m512i codes = _mm512_max_epu8(_mm512_min_epu8(_mm512_packus_epi16(a, b), highest), lowest);
+        return _mm512_permutexvar_epi32(order, codes);
+    }
+
+    // Finishes pixels p and q (p again where there is no other) with sums of `vectors` * 16 channels.
+    template <int finish>
+    void pair(const Pixels& pixels, int64_t p, int64_t q, __m512i a0, __m512i a1, __m512i b0, __m512i b1,
+              int vectors) const {
+        const uint8_t* const ra = finish == FINISH_RESIDUAL ? pixels.r[p] + first : nullptr;
+        const uint8_t* const rb = finish == FINISH_RESIDUAL ? pixels.r[q] + first : nullptr;
+        a0 = whole<finish>(a0, 0, ra);
+        b0 = whole<finish>(b0, 0, rb);
+        if (vectors == 2) {
+            a1 = whole<finish>(a1, 1, ra);
+            b1 = whole<finish>(b1, 1, rb);
+        }
+        const __m512i codes = pack(a0, a1, b0, b1);
+        _mm256_mask_storeu_epi8(pixels.y[p] + first, mask, _mm512_castsi512_si256(codes));
+        if (q != p) _mm256_mask_storeu_epi8(pixels.y[q] + first, mask, _mm512_extracti64x4_epi64(codes, 1));
+    }
+};
+
+}  // namespace FXQ_NS
+}  // namespace fxq
+#endif
