@@ -29,7 +29,7 @@ def test_as_the_reference(inputs: int, outputs: int) -> None:
     torch.manual_seed(0)
     source = nn.Linear(inputs, outputs, bias=outputs != 64)
     layer = DynamicLinear.from_layer(source, backend="reference")
-    for rows in (1, 2, 3, 7, 131):
+    for rows in (1, 2, 3, 7, 13, 131):
         x = torch.randn(rows, inputs) * torch.logspace(-3, 3, rows).view(-1, 1)
         torch.testing.assert_close(_run(layer, x), layer(x), rtol=1e-5, atol=1e-6)
 

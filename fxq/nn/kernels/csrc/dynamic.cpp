@@ -1,5 +1,5 @@
-// Layers on s8 weights that quantise what they read, for CPUs with AVX512-VNNI: linear layers, and the steps of LSTM, GRU
-// and RNN layers, a whole sequence in one call.
+// Layers on s8 weights that quantise what they read, for CPUs with AVX512-VNNI: linear layers, and the steps of LSTM,
+// GRU and RNN layers, a whole sequence in one call.
 //
 // The arithmetic is that of fxq/nn/dynamic.py and fxq/nn/recurrent_steps.py with a scale for each row ("token"): every
 // row is quantised to round(x / s), s = max|x| / 127, and multiplied by the weights in exact integers; the rest is
@@ -22,7 +22,7 @@
 namespace {
 enum Kind { LSTM = 0, GRU = 1, RNN_TANH = 2, RNN_RELU = 3 };
 constexpr int LANES = 16;   // floats of a vector, and outputs of a block of weights
-constexpr int ROWS = 4;     // rows that a tile of the product has
+constexpr int ROWS = 4;     // rows that a tile of the product has; of many rows twice as many, with half the blocks
 constexpr int BLOCKS = 4;   // blocks that it has, as many as a strip of weights
 constexpr int STRIP = BLOCKS * LANES;
 constexpr int CHUNK = 128;  // rows of a linear layer whose codes stay in the cache while the weights pass by
@@ -38,13 +38,13 @@ struct FxqRecurrent {
     int32_t kind;
     int32_t gates;
     int64_t hidden;
-    const int8_t* weight;      // packed, see fxq_recurrent_pack
+    const int8_t* weight;      // packed, see fxq_dynamic_pack
     const int32_t* offset;     // 128 * the sum of each row of the weight, [gate][padded hidden]
     const float* scale;        // of each row, [gate][padded hidden]
     const float* bias;         // of GRU's new gate, (hidden,), or null
 };
 
-// Rows of time-major data: `gates` and `out` hold `steps` steps, `step` floats apart; a sequence's rows lie `row` apart.
+// Rows of time-major data: `gates` and `out` hold `steps` steps, `step` floats apart, of rows that lie `row` apart.
 struct FxqSequence {
     int64_t steps;
     int64_t batch;
@@ -132,7 +132,8 @@ FXQ_INLINE __m512 tanh_of(__m512 x) {
     p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(2.0f / 15.0f));
     p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(-1.0f / 3.0f));
     const __m512 near = _mm512_fmadd_ps(_mm512_mul_ps(p, s), x, x);
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, _mm512_set1_ps(0.25f), _CMP_LT_OQ), _mm512_or_ps(far, sign), near);
+    const __mmask16 small = _mm512_cmp_ps_mask(a, _mm512_set1_ps(0.25f), _CMP_LT_OQ);
+    return _mm512_mask_blend_ps(small, _mm512_or_ps(far, sign), near);
 }
 
 // The codes of one state plus 128, and its scale; a state with NaN or an infinity has the scale NaN.
@@ -154,10 +155,9 @@ FXQ_TARGET float quantise(const float* h, int64_t hidden, uint8_t* codes) {
     return scale;
 }
 
-// sums[row] = codes[row] . weights, for R rows and S strips.
-template <int R, int S>
+// sums[row] = codes[row] . weights, for R rows and B blocks, of one strip or several.
+template <int R, int B>
 FXQ_TARGET void tile(const uint8_t* codes, int64_t depth, const int8_t* weight, int32_t* sums, int64_t width) {
-    constexpr int B = S * BLOCKS;
     __m512i acc[R][B];
     for (int r = 0; r < R; ++r)
         for (int b = 0; b < B; ++b) acc[r][b] = _mm512_setzero_si512();
@@ -181,14 +181,18 @@ FXQ_TARGET void product(const uint8_t* codes, int64_t rows, int64_t depth, const
                         int64_t width, int64_t strips) {
     int64_t n = 0;
     if (rows == 1)  // one row alone needs more sums in flight
-        for (; n + 2 <= strips; n += 2) tile<1, 2>(codes, depth, weight + n * STRIP * depth, sums + n * STRIP, width);
+        for (; n + 2 <= strips; n += 2)
+            tile<1, 2 * BLOCKS>(codes, depth, weight + n * STRIP * depth, sums + n * STRIP, width);
     for (; n < strips; ++n) {
         const int8_t* strip = weight + n * STRIP * depth;
         int32_t* at = sums + n * STRIP;
         int64_t r = 0;
-        for (; r + ROWS <= rows; r += ROWS) tile<ROWS, 1>(codes + r * depth, depth, strip, at + r * width, width);
-        for (; r + 2 <= rows; r += 2) tile<2, 1>(codes + r * depth, depth, strip, at + r * width, width);
-        for (; r < rows; ++r) tile<1, 1>(codes + r * depth, depth, strip, at + r * width, width);
+        for (; r + 2 * ROWS <= rows; r += 2 * ROWS)
+            for (int b = 0; b < BLOCKS; b += 2)
+                tile<2 * ROWS, 2>(codes + r * depth, depth, strip + b * LANES * 4, at + r * width + b * LANES, width);
+        for (; r + ROWS <= rows; r += ROWS) tile<ROWS, BLOCKS>(codes + r * depth, depth, strip, at + r * width, width);
+        for (; r + 2 <= rows; r += 2) tile<2, BLOCKS>(codes + r * depth, depth, strip, at + r * width, width);
+        for (; r < rows; ++r) tile<1, BLOCKS>(codes + r * depth, depth, strip, at + r * width, width);
     }
 }
 
@@ -206,7 +210,8 @@ FXQ_TARGET void linear(const FxqLinear& layer, const float* x, int64_t rows, int
             const __mmask16 mask = mask_of(layer.outputs - b);
             const __m512i offset = _mm512_loadu_si512(layer.offset + b);
             const __m512 scale = _mm512_loadu_ps(layer.scale + b);
-            const __m512 bias = layer.bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, layer.bias + b);
+            __m512 bias = _mm512_setzero_ps();
+            if (layer.bias != nullptr) bias = _mm512_maskz_loadu_ps(mask, layer.bias + b);
             for (int64_t r = 0; r < rows; ++r) {
                 const __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(sums.data() + r * width + b - n), offset);
                 const __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
@@ -231,11 +236,13 @@ FXQ_TARGET void finish(const FxqRecurrent& layer, const float* a, const int32_t*
     for (int64_t k = 0; k < hidden; k += LANES) {
         const __mmask16 mask = mask_of(hidden - k);
         const auto gate = [&](int g) __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma"))) {
-            return _mm512_add_ps(_mm512_maskz_loadu_ps(mask, a + g * hidden + k), real_of(layer, sums, g * width + k, s));
+            const __m512 input = _mm512_maskz_loadu_ps(mask, a + g * hidden + k);
+            return _mm512_add_ps(input, real_of(layer, sums, g * width + k, s));
         };
         __m512 y;
         if (layer.kind == LSTM) {
-            const __m512 i = sigmoid_of(gate(0)), f = sigmoid_of(gate(1)), o = sigmoid_of(gate(2)), n = tanh_of(gate(3));
+            const __m512 i = sigmoid_of(gate(0)), f = sigmoid_of(gate(1)), o = sigmoid_of(gate(2));
+            const __m512 n = tanh_of(gate(3));
             const __m512 cell = _mm512_fmadd_ps(i, n, _mm512_mul_ps(f, _mm512_maskz_loadu_ps(mask, c + k)));
             _mm512_mask_storeu_ps(c + k, mask, cell);
             y = _mm512_mul_ps(o, tanh_of(cell));
@@ -256,8 +263,9 @@ FXQ_TARGET void finish(const FxqRecurrent& layer, const float* a, const int32_t*
 }  // namespace
 
 FXQ_EXPORT int fxq_dynamic_runs() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
 }
 
 // x: rows of `inputs` floats, `row` apart; out: (rows, outputs), contiguous.
