@@ -21,6 +21,7 @@ from fxq.passes._layers import epilogue_of, with_epilogue
 from fxq.quant.observers import Observer
 from fxq.quant.overrides import check_overrides
 from fxq.quant.recipe import Recipe
+from fxq.targets.gates import gate_nodes
 from fxq.targets.placement import Placement, plan_placement
 from fxq.targets.suitability import is_weighted
 
@@ -64,6 +65,8 @@ class InsertObservers(Pass):
     def _kept_in_float(self, rw: Rewriter) -> dict[fx.Node, str]:
         choices = self.recipe.choices(rw.gm)
         reasons = {node: choices.why_float(node) or self._why_mixed(node, rw) for node in rw.nodes()}
+        if self.recipe.gates_in_float:
+            reasons |= dict.fromkeys(gate_nodes(rw.gm), "the recipe keeps gates in float")
         return {node: reason for node, reason in reasons.items() if reason is not None}
 
     def _why_mixed(self, node: fx.Node, rw: Rewriter) -> str | None:

@@ -35,7 +35,7 @@ NETWORKS: Final[dict[str, Kind]] = {
     "resnet20": Kind("ResNet-20", resnet.resnet20, 5e-3, {"digits": 150, "images": 600}),
     "mobilenet_v2": Kind("MobileNetV2-style", mobilenet.small_mobilenet_v2, 5e-3, {"digits": 250, "images": 900}),
     "mobilenet_v3": Kind("MobileNetV3-style", mobilenet.small_mobilenet_v3, 5e-3, {"digits": 250, "images": 900}),
-    "vit": Kind("ViT, 4 blocks of 64", transformer.VisionTransformer, 3e-3, {"digits": 300, "images": 1200}),
+    "vit": Kind("ViT, 4 blocks of 64", transformer.VisionTransformer, 1e-3, {"digits": 300, "images": 1800}),
     "lstm": Kind("LSTM, 2 layers of 96", recurrent.LstmClassifier, 4e-3, {"digits": 400, "images": 1200}),
 }
 TASKS: Final[dict[str, Callable[[], Images]]] = {"digits": load_grey_digits, "images": load_images}

@@ -1,6 +1,6 @@
 """A small vision transformer, written as most people write one.
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021: pre-norm blocks, a class token, learnt positions. Two
+Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021: pre-norm blocks, a class token, learnt positions. Three
 convolutions make the patches (Xiao et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021), without
 which so small a network learns little from so few images.
 """
@@ -56,8 +56,10 @@ class VisionTransformer(nn.Module):
     def __init__(self, width: int = 64, depth: int = 4, heads: int = 4, classes: int = 10) -> None:
         super().__init__()
         self.patches = nn.Sequential(
-            nn.Conv2d(3, width // 2, 3, 2, 1), nn.ReLU(), nn.Conv2d(width // 2, width, 3, 2, 1)
-        )
+            nn.Conv2d(3, width // 2, 3, 1, 1), nn.BatchNorm2d(width // 2), nn.ReLU(),
+            nn.Conv2d(width // 2, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, 2, 1),
+        )  # fmt: skip
         self.token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.positions = nn.Parameter(0.02 * torch.randn(1, (SIDE // _PATCH) ** 2 + 1, width))
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))

@@ -9,6 +9,7 @@ TOOLS: dict[str, Tool] = {
     tool.name: tool
     for tool in (
         fxq_tool.tool("int8"),
+        fxq_tool.tool("int8_accurate"),
         nncf.FAST,
         nncf.ACCURATE,
         pt2e.TOOL,

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 import fxq
 from benchmarks.networks import TrainedNetwork
 from benchmarks.quantisers.tool import Coverage, Quantised, Tool
+from fxq.engine.segment import Segment
 from fxq.ir.identify import identify
 from fxq.nn import Dequantize, Quantize
 from fxq.nn.qlayer import QLayer
@@ -25,13 +26,16 @@ def _quantise(network: TrainedNetwork, example: Tensor, calibration: Sequence[Te
 
 
 def coverage(gm: fx.GraphModule) -> Coverage:
-    """Count what computes on codes; scaled dot product attention is two products."""
+    """Count what computes on codes, inside of segments too; scaled dot product attention is two products."""
     int8 = float32 = others = 0
     for node in gm.graph.nodes:
         if not node.op.startswith("call_"):
             continue
         call = identify(node, gm)
-        if isinstance(call.module, QLayer):
+        if isinstance(call.module, Segment):
+            inside = coverage(call.module.subgraph)
+            int8, float32, others = int8 + inside.layers, float32 + inside.of - inside.layers, others + inside.others
+        elif isinstance(call.module, QLayer) or type(call.module).__name__.startswith("Dynamic"):
             int8 += 1
         elif isinstance(call.module, QOperation):
             others += not isinstance(call.module, Quantize | Dequantize)
@@ -39,8 +43,6 @@ def coverage(gm: fx.GraphModule) -> Coverage:
             float32 += 1
         elif call.kind == "attention":
             float32 += 2
-        elif type(call.module).__name__.startswith("Dynamic"):
-            int8 += 1
     return Coverage(int8, int8 + float32, others)
 
 

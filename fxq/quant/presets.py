@@ -11,8 +11,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "int8_fast": {"activation": "minmax"},
     # the default: ranges with the least squared error, half a decibel to one and a half above the whole range
     "int8": {},
-    # ranges of channels even out between layers, and biases aim at the float network layer by layer
-    "int8_accurate": {"corrections": ("bias_accurate", "equalise")},
+    # ranges of channels even out between layers, biases aim at the float network layer by layer, gates stay in float
+    "int8_accurate": {"corrections": ("bias_accurate", "equalise"), "gates_in_float": True},
     # outlier channels behind layer norms move into the weights that read them
     "transformer": {"corrections": ("bias_accurate", "smooth", "equalise")},
 }

@@ -46,6 +46,8 @@ class Recipe:
             batch norms that no layer took in get statistics of the quantised values.
         reduce_range: whether int8 weights have 7 bits, codes in [-63, 63]: True, False, or None, which means only for a
             CPU and a target whose instructions saturate 8-bit products; the report says so.
+        gates_in_float: whether squeeze-and-excitation, from the mean over the image to the product with it, stays in
+            float: more accurate, and slower.
 
     Raises:
         InputError: an option is unknown (the nearest names are suggested), or a number is out of range.
@@ -60,6 +62,7 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
     corrections: tuple[str, ...] = ("bias",)
     reduce_range: bool | None = None
+    gates_in_float: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in _NAMES:
