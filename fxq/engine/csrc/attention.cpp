@@ -224,7 +224,7 @@ void head_block(const Operation& op, const Context& context, const Shape& shape,
     soften(scratch.scores, keys, vectors, scratch.factor);
     product({scratch.scores, 1, wide}, {scratch.values, lines(shape.width)}, {scratch.result, lines(shape.width)},
             count, (shape.width + LANES - 1) / LANES, keys);
-    const Finish finish(y.type == FXQ_U8, op.record.floats[2], codes_of(op.record));
+    const Finish finish(y.type == FXQ_U8, op.record.floats[2], codes_for(op.record, y));
     uint8_t* out = address(context, y, n) + first * y.pixel_pitch + head * shape.width * y.size;
     for (int64_t i = 0; i < count; ++i)
         finish(ScaledSource{scratch.result + i * lines(shape.width), set(scratch.factor[i])}, out + i * y.pixel_pitch,

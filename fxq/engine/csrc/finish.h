@@ -74,6 +74,11 @@ inline void put_four(uint8_t* p, I a, I b, I c, I d) {
 #endif
 }
 
+// Of ints 10, 11, 12, which mean nothing where the output is float32.
+inline Codes codes_for(const fxq_operation& record, const Tensor& output) {
+    return output.type == FXQ_U8 ? codes_of(record) : Codes(0, 0, 255);
+}
+
 // v -> f(v), or the code of f(v) * inverse.
 struct Finish {
     bool to_codes;
@@ -88,7 +93,7 @@ struct Finish {
           function(record.ints[9]),
           params(record.floats + 3),
           inverse(set(record.floats[2])),
-          codes(codes_of(record)) {}
+          codes(codes_for(record, output)) {}
 
     Finish(bool to_codes, float inverse, const Codes& codes)
         : to_codes(to_codes), function(FXQ_IDENTITY), params(nullptr), inverse(set(inverse)), codes(codes) {}

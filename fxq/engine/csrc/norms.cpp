@@ -161,14 +161,14 @@ void each_pixel(const Operation& op, const Context& context, int64_t tasks, int6
 
 void layer_norm(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
     const int64_t channels = op.output->channels;
-    const Finish finish(op.output->type == FXQ_U8, op.record.floats[2], codes_of(op.record));
+    const Finish finish(op.output->type == FXQ_U8, op.record.floats[2], codes_for(op.record, *op.output));
     each_pixel(op, context, tasks, begin, end, op.record.floats[1], 0.0f,
                [&](float* real, uint8_t* out) { norm_pixel(op, real, channels, finish, out); });
 }
 
 void softmax(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
     const int64_t channels = op.output->channels;
-    const Finish finish(op.output->type == FXQ_U8, op.record.floats[2], codes_of(op.record));
+    const Finish finish(op.output->type == FXQ_U8, op.record.floats[2], codes_for(op.record, *op.output));
     each_pixel(op, context, tasks, begin, end, op.record.floats[0], -INFINITY,
                [&](float* real, uint8_t* out) { softmax_pixel(real, channels, finish, out); });
 }

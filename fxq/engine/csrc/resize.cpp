@@ -77,7 +77,7 @@ struct BilinearSource {
 template <bool codes>
 void bilinear_row(const fxq_operation& record, const Tensor& x, const uint8_t* image, const Line& row,
                   const Line* columns, const Tensor& y, uint8_t* to) {
-    const Finish finish(y.type == FXQ_U8, record.floats[2], codes_of(record));
+    const Finish finish(y.type == FXQ_U8, record.floats[2], codes_for(record, y));
     const F zero = set(static_cast<float>(record.ints[14])), scale = set(record.floats[0]), wy = set(row.weight);
     const uint8_t *upper = image + row.first * x.row_pitch, *lower = image + row.next * x.row_pitch;
     auto source = [&](int64_t i) {
