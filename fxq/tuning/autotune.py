@@ -62,8 +62,8 @@ def autotune(
     worth most there (the noise that each makes at the output, by :func:`fxq.sensitivity`, for the time that float costs
     on a nominal machine): twice as many each time until the metric holds, then by halves to the fewest. At the end each
     of these goes back to int8 if the metric holds without it. Corrections that look at the errors of other layers
-    (``"bias_accurate"``, ``"adaround"``) run again for each set of layers; a budget that does not hold ten such runs
-    makes the search go on with the best recipe that has none.
+    (``"bias_accurate"``, ``"adaround"``) take long: without a budget they are tried before layers, and run again for
+    each set of layers; with one they come last, if there is time.
 
     It always returns a module: the best that was found when the search ends, the budget is spent, ``evaluate`` fails
     twice in a row, or Ctrl-C is pressed (once; a second one interrupts the return); the float model, folded and fused,

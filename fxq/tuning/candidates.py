@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -12,13 +12,15 @@ from fxq.quant.recipe import CORRECTIONS, Recipe
 #: Calibrators beside the recipe's own: all take their ranges from the same histograms.
 _CALIBRATORS: Final = ("auto", "mse", "percentile", "entropy", "minmax")
 #: Corrections in the order of what they cost.
-_DEARER: Final = ("equalise", "smooth", "batch_norm", "bias_accurate", "adaround")
+_CORRECTIONS: Final = ("equalise", "smooth", "batch_norm")
+#: Those that take the errors of other layers into account: much dearer, and to be run for each set of layers anew.
+_DEARER: Final = ("bias_accurate", "adaround")
 #: What a correction takes the place of.
 _REPLACED: Final = {"bias_accurate": ("bias",), "adaround": ("bias", "bias_accurate")}
 
 
 def candidates(start: Recipe, best: Callable[[], Recipe]) -> Iterator[Recipe]:
-    """Yield recipes: other calibrators, then other ranges of weights, then corrections one after another.
+    """Yield recipes: other calibrators, other ranges of weights, then the quicker corrections one after another.
 
     Args:
         start: comes first.
@@ -30,7 +32,16 @@ def candidates(start: Recipe, best: Callable[[], Recipe]) -> Iterator[Recipe]:
             yield replace(start, activation=calibrator)
     if start.weight_range != "mse":
         yield replace(best(), weight_range="mse")
-    for correction in _DEARER:
+    yield from _corrected(_CORRECTIONS, best)
+
+
+def dearer(best: Callable[[], Recipe]) -> Iterator[Recipe]:
+    """Yield recipes with corrections that take long, one after another on top of the best so far."""
+    yield from _corrected(_DEARER, best)
+
+
+def _corrected(corrections: Iterable[str], best: Callable[[], Recipe]) -> Iterator[Recipe]:
+    for correction in corrections:
         found = best()
         if correction in CORRECTIONS and correction not in found.corrections:
             others = (c for c in found.corrections if c not in _REPLACED.get(correction, ()))

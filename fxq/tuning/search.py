@@ -6,18 +6,19 @@ from collections.abc import Sequence
 
 from fxq.quant.recipe import Recipe
 from fxq.tracing import ModelInputs
-from fxq.tuning.candidates import candidates, key_of, quick
+from fxq.tuning.candidates import candidates, dearer, key_of, quick
 from fxq.tuning.journal import Journal
 from fxq.tuning.layers import Layer, int8_layers
 from fxq.tuning.ranking import noise_of, ranked
 from fxq.tuning.sensitivity import Study
 from fxq.tuning.tester import Tester
+from fxq.tuning.trials import Trial
 from fxq.tuning.workbench import Quantised
 
 #: Of a budget, what recipes may use before layers get their turn.
 _FOR_RECIPES = 0.5
-#: How many sets of layers in float a search tries, about.
-_VARIANTS = 10
+#: How many times as long as the longest recipe so far one with a dear correction is expected to take.
+_DEARER_TIMES = 8
 #: Layers whose noise is measured together.
 _AT_ONCE = 8
 
@@ -35,6 +36,7 @@ class Search:
         self._journal = journal
         self._batches = batches
         self._best = Recipe("int8")
+        self._highest = Trial(0, "", (), None, None, False)
         self.order: tuple[str, ...] = ()
         self.notes: list[str] = []
 
@@ -45,31 +47,46 @@ class Search:
             SearchEndedError: before its end.
         """
         recipe = self._recipes(start)
-        if self._tester.chosen:
+        if self._highest.holds:
             return "a recipe holds the metric with all layers in int8"
         layers = self._ranked(recipe)
         self.order = tuple(x.name for x in layers)
         kept = self._fewest(recipe, layers)
-        if kept is None:
-            return "no int8 module holds the metric, whichever layers are left in float"
-        self._give_back(recipe, kept)
-        return "searched to the end"
+        if kept is not None:
+            self._give_back(recipe, kept)
+        self._with_what_is_left()
+        if self._tester.chosen:
+            return "searched to the end"
+        return "no int8 module holds the metric, whichever layers are left in float"
 
     def _recipes(self, start: Recipe) -> Recipe:
-        """Try recipes until one holds the metric; return the best, of those that layers can be tried with."""
-        self._best, highest = start, self._tester.try_(start)
-        found = [(highest, start)]
+        """Try recipes until one holds the metric; return the best.
+
+        With a budget those that take long come last, as they may use up what layers need.
+        """
+        self._best, self._highest = start, self._tester.try_(start)
         for recipe in candidates(start, lambda: self._best):
-            if highest.holds or not self._tester.budget.holds(recipe, share=_FOR_RECIPES):
+            if self._highest.holds or not self._tester.budget.holds(recipe, share=_FOR_RECIPES):
                 break
-            trial = self._tester.try_(recipe)
-            found.append((trial, recipe))
-            if trial.drop is not None and (highest.drop is None or trial.drop < highest.drop):
-                self._best, highest = recipe, trial
-        if self._tester.budget.holds(self._best, times=_VARIANTS):
-            return self._best
-        simple = [(t.drop, i, r) for i, (t, r) in enumerate(found) if r == quick(r) and t.drop is not None]
-        return min(simple)[2] if simple else self._best
+            self._try(recipe)
+        if self._tester.budget.seconds is None:
+            for recipe in dearer(lambda: self._best):
+                if not self._highest.holds:
+                    self._try(recipe)
+        return self._best
+
+    def _with_what_is_left(self) -> None:
+        """Try, with a budget, the recipes that take long."""
+        if self._tester.budget.seconds is None:
+            return
+        for recipe in dearer(lambda: self._best):
+            if not self._highest.holds and self._tester.budget.holds(recipe, times=_DEARER_TIMES):
+                self._try(recipe)
+
+    def _try(self, recipe: Recipe) -> None:
+        trial = self._tester.try_(recipe)
+        if trial.drop is not None and (self._highest.drop is None or trial.drop < self._highest.drop):
+            self._best, self._highest = recipe, trial
 
     def _ranked(self, recipe: Recipe) -> list[Layer]:
         """The layers by what they are worth in float; their noise is in the log, or measured now."""

@@ -21,7 +21,7 @@ from fxq.tuning.sensitivity_result import LayerSensitivity, Sensitivity, Sensiti
 from fxq.tuning.trials import Goal, Trial, TuningReport
 from fxq.tuning.workbench import Workbench
 
-START = fxq.Recipe("int8")
+START = fxq.Recipe("int8", activation="mse")
 
 
 def _layer(name: str, penalty: float = 1.0) -> Layer:
@@ -80,9 +80,9 @@ def test_nothing_holds():
 
 
 def test_recipes_end_with_the_first_that_holds():
-    tester = FakeTester(lambda given: False, {"mse, bias": 0.05})
+    tester = FakeTester(lambda given: False, {"auto, bias": 0.05})
     assert _search(tester).run(START) == "a recipe holds the metric with all layers in int8"
-    assert [r.activation for r in tester.recipes][-1] == "mse"
+    assert [r.activation for r in tester.recipes][-1] == "auto"
 
 
 def test_later_recipes_build_on_the_best():
@@ -90,7 +90,19 @@ def test_later_recipes_build_on_the_best():
     best = _search(tester)._recipes(START)
     assert describe(best) == "percentile, bias, equalise"
     assert any(describe(r) == "percentile, weights mse, bias" for r in tester.recipes)
-    assert any(describe(r).startswith("percentile, equalise, bias accurate") for r in tester.recipes)
+    assert any(describe(r) == "percentile, equalise, bias accurate" for r in tester.recipes)
+
+
+def test_with_a_budget_dear_corrections_come_behind_layers():
+    tester = FakeTester(lambda given: given == {"a"}, {"mse, adaround": 0.05}, budget=Budget(1e6, time.perf_counter()))
+    search = _search(tester)
+    search._recipes(START)
+    assert not any({"bias_accurate", "adaround"} & set(r.corrections) for r in tester.recipes)
+    search._with_what_is_left()
+    assert describe(tester.recipes[-1]) == "mse, adaround"
+    unlimited = FakeTester(lambda given: False)
+    assert describe(_search(unlimited)._recipes(START)) == "mse, bias"
+    assert any("adaround" in r.corrections for r in unlimited.recipes)
 
 
 def test_recipes_use_half_of_a_budget_at_most():
