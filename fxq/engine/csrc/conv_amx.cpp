@@ -126,7 +126,7 @@ void finish_fast(const Job& job, const Pixels& pixels, int64_t first, int64_t co
 void finish_block(const Job& job, const Pixels& pixels, int64_t first, int64_t count, const int32_t* sums) {
     if (job.finish == FINISH_PLAIN) return finish_fast<FINISH_PLAIN>(job, pixels, first, count, sums);
     if (job.finish == FINISH_RESIDUAL) return finish_fast<FINISH_RESIDUAL>(job, pixels, first, count, sums);
-    finish_any(job, pixels, first, count, sums);
+    finish_memory(job, pixels, first, count, sums);
 }
 
 // `count` noted pixels by blocks first..last-1.

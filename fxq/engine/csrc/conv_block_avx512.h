@@ -64,7 +64,7 @@ void block(const Job& job, const Pixels& pixels, int64_t first) {
         for (int p = 0; p < P; ++p)
 #pragma GCC unroll 2
             for (int v = 0; v < NV; ++v) _mm512_store_si512(sums + p * BLOCK + 16 * v, sum[p][v]);
-        finish_any(job, pixels, first, P, sums);
+        finish_memory(job, pixels, first, P, sums);
         return;
     }
     const FastFinish fast(job);

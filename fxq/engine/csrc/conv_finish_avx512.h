@@ -1,4 +1,4 @@
-// The epilogue of plain layers with u8 results on AVX-512, in registers.
+// The epilogue of layers with u8 results on AVX-512.
 #ifndef FXQ_CONV_FINISH_AVX512_H
 #define FXQ_CONV_FINISH_AVX512_H
 
@@ -29,14 +29,16 @@ struct FastFinish {
         mask = job.block.width >= 32 ? ~0u : (1u << job.block.width) - 1;
     }
 
+    __m512 with_residual(__m512 real, int v, const uint8_t* r) const {
+        const __mmask16 lanes = static_cast<__mmask16>(mask >> (16 * v));
+        const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, r + 16 * v));
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), residual_scale, _mm512_add_ps(real, residual_offset));
+    }
+
     template <int finish>
     __m512i whole(__m512i sum, int v, const uint8_t* r) const {
         __m512 real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[v], bias[v]);
-        if (finish == FINISH_RESIDUAL) {
-            const __mmask16 lanes = static_cast<__mmask16>(mask >> (16 * v));
-            const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, r + 16 * v));
-            real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), residual_scale, _mm512_add_ps(real, residual_offset));
-        }
+        if (finish == FINISH_RESIDUAL) real = with_residual(real, v, r);
         return _mm512_cvtps_epi32(real);
     }
 
@@ -64,6 +66,44 @@ struct FastFinish {
         if (q != p) _mm256_mask_storeu_epi8(pixels.y[q] + first, mask, _mm512_extracti64x4_epi64(codes, 1));
     }
 };
+
+// Sums in memory, [pixel][32]: any function, values of any size, a u8 residual or none.
+template <int function>
+inline void finish_codes(const Job& job, const Pixels& pixels, int64_t first, int64_t count, const int32_t* sums) {
+    const FastFinish fast(job);
+    const fxq_operation& record = *job.record;
+    const Codes codes = codes_of(record);
+    const F inverse = set(record.floats[2]);
+    const bool residual = record.ints[13] == 1;
+    const auto whole = [&](const int32_t* sum, int v, const uint8_t* r) {
+        F real = fma(to_float(load_int(sum + 16 * v)), fast.scale[v], fast.bias[v]);
+        if (residual) real = fast.with_residual(real, v, r);
+        real = apply<function>(record.floats + 3, real);
+        if (function != FXQ_IDENTITY) real = mul(real, inverse);
+        return to_int(maximum(minimum(real, codes.high), codes.low));
+    };
+    for (int64_t p = 0; p < count; p += 2, sums += 2 * BLOCK) {
+        const int64_t q = p + 1 < count ? p + 1 : p;
+        const int32_t* const other = sums + (q - p) * BLOCK;
+        const uint8_t* const rp = residual ? pixels.r[first + p] + fast.first : nullptr;
+        const uint8_t* const rq = residual ? pixels.r[first + q] + fast.first : nullptr;
+        const I p0 = whole(sums, 0, rp), q0 = whole(other, 0, rq);
+        I p1 = _mm512_setzero_si512(), q1 = p1;
+        if (job.block.width > 16) p1 = whole(sums, 1, rp), q1 = whole(other, 1, rq);
+        const I packed = fast.pack(p0, p1, q0, q1);
+        _mm256_mask_storeu_epi8(pixels.y[first + p] + fast.first, fast.mask, _mm512_castsi512_si256(packed));
+        if (q != p)
+            _mm256_mask_storeu_epi8(pixels.y[first + q] + fast.first, fast.mask,
+                                    _mm512_extracti64x4_epi64(packed, 1));
+    }
+}
+
+inline void finish_memory(const Job& job, const Pixels& pixels, int64_t first, int64_t count, const int32_t* sums) {
+    if (job.type != FXQ_U8 || job.record->ints[13] == 2) return finish_any(job, pixels, first, count, sums);
+    with_function(job.record->ints[9], [&](auto tag) {
+        finish_codes<decltype(tag)::value>(job, pixels, first, count, sums);
+    });
+}
 
 }  // namespace FXQ_NS
 }  // namespace fxq

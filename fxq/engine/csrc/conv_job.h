@@ -9,7 +9,7 @@
 namespace fxq {
 namespace FXQ_NS {
 
-enum Finish { FINISH_PLAIN = 0, FINISH_RESIDUAL = 1, FINISH_ANY = 2 };  // ANY: through memory, see conv_finish.h
+enum Finish { FINISH_PLAIN = 0, FINISH_RESIDUAL = 1, FINISH_ANY = 2 };  // ANY: through memory
 
 // Addresses of pixels: of the window's first tap in the input, of the output, of the residual.
 struct Pixels {
@@ -39,21 +39,20 @@ inline void finish_pixels(const Job& job, const Pixels& pixels, int64_t first, i
     const Codes codes = codes_of(record);
     const F scale = set(record.floats[0]), offset = set(record.floats[1]), inverse = set(record.floats[2]);
     const int32_t kind = record.ints[13];
-    for (int64_t p = 0; p < count; ++p) {
-        const uint8_t* r = kind ? pixels.r[first + p] + job.block.first * (kind == 1 ? 1 : 4) : nullptr;
-        uint8_t* y = pixels.y[first + p] + job.block.first * (job.type == FXQ_U8 ? 1 : 4);
-        for (int64_t c = 0; c < job.block.width; c += LANES) {
-            const int64_t left = job.block.width - c;
-            F v = fma(to_float(load_int(sums + p * BLOCK + c)), load(job.scale + c), load(job.bias + c));
-            if (kind == 1) v = fma(to_float(bytes_partial(r + c, left)), scale, add(v, offset));
-            if (kind == 2) v = add(v, load_partial(reinterpret_cast<const float*>(r) + c, left));
+    for (int64_t c = 0; c < job.block.width; c += LANES) {
+        const int64_t left = job.block.width - c, channel = job.block.first + c;
+        const F factor = load(job.scale + c), bias = load(job.bias + c);
+        for (int64_t p = 0; p < count; ++p) {
+            F v = fma(to_float(load_int(sums + p * BLOCK + c)), factor, bias);
+            if (kind == 1) v = fma(to_float(bytes_partial(pixels.r[first + p] + channel, left)), scale, add(v, offset));
+            if (kind == 2) v = add(v, load_partial(reinterpret_cast<const float*>(pixels.r[first + p]) + channel, left));
             v = apply<function>(record.floats + 3, v);
             if (job.type == FXQ_F32) {
-                store_partial(reinterpret_cast<float*>(y) + c, v, left);
+                store_partial(reinterpret_cast<float*>(pixels.y[first + p]) + channel, v, left);
                 continue;
             }
             if (function != FXQ_IDENTITY) v = mul(v, inverse);
-            put_bytes_partial(y + c, codes(v), left);
+            put_bytes_partial(pixels.y[first + p] + channel, codes(v), left);
         }
     }
 }

@@ -109,27 +109,41 @@ void any_row(const Row& row) {
 }
 
 #if defined(FXQ_AVX512VNNI)
-// Plain u8 results of bounded values: packed in registers.
+// u8 results without a residual: packed in registers.
+template <int function>
 struct PlainFinish {
     I zero, lowest, highest;
-    F scale[4], bias[4];
+    F scale[4], bias[4], inverse;
+    Codes codes;
+    const float* parameters;
+    bool bounded;
 
-    PlainFinish(const fxq_operation& record, const float* part_scale, const float* part_bias)
+    PlainFinish(const fxq_operation& record, const float* part_scale, const float* part_bias, bool bounded_values)
         : zero(_mm512_set1_epi16(static_cast<int16_t>(record.ints[10]))),
           lowest(_mm512_set1_epi8(static_cast<char>(record.ints[11]))),
-          highest(_mm512_set1_epi8(static_cast<char>(record.ints[12]))) {
+          highest(_mm512_set1_epi8(static_cast<char>(record.ints[12]))),
+          inverse(set(record.floats[2])),
+          codes(codes_of(record)),
+          parameters(record.floats + 3),
+          bounded(bounded_values) {
         for (int64_t i = 0; i < 4; ++i) scale[i] = load(part_scale + 16 * i), bias[i] = load(part_bias + 16 * i);
     }
 
     I operator()(I* sum) const {
-        for (int64_t k = 0; k < 4; ++k) sum[k] = to_int(fma(to_float(sum[k]), scale[k], bias[k]));
+        for (int64_t k = 0; k < 4; ++k) {
+            F v = fma(to_float(sum[k]), scale[k], bias[k]);
+            if (function != FXQ_IDENTITY) v = mul(apply<function>(parameters, v), inverse);
+            if (function != FXQ_IDENTITY || !bounded) v = maximum(minimum(v, codes.high), codes.low);
+            sum[k] = to_int(v);
+        }
         const I low = _mm512_adds_epi16(_mm512_packs_epi32(sum[0], sum[1]), zero);
         const I high = _mm512_adds_epi16(_mm512_packs_epi32(sum[2], sum[3]), zero);
         return _mm512_max_epu8(_mm512_min_epu8(_mm512_packus_epi16(low, high), highest), lowest);
     }
 };
 
-void plain_row(const Row& row, const PlainFinish& finish) {
+template <class Finish>
+void plain_row(const Row& row, const Finish& finish) {
     const __mmask64 mask = row.job.block.width >= 64 ? ~__mmask64(0) : (__mmask64(1) << row.job.block.width) - 1;
     for (int64_t i = 0; i < row.width; ++i) {
         I sum[4];
@@ -139,7 +153,8 @@ void plain_row(const Row& row, const PlainFinish& finish) {
 }
 
 // Up to 32 channels: two pixels at once, one in each half of the vectors.
-void plain_row_by_pairs(const Row& row, const PlainFinish& finish) {
+template <class Finish>
+void plain_row_by_pairs(const Row& row, const Finish& finish) {
     const __mmask32 mask = row.job.block.width >= 32 ? ~__mmask32(0) : (__mmask32(1) << row.job.block.width) - 1;
     for (int64_t i = 0; i < row.width; i += 2) {
         const bool two = i + 1 < row.width;
@@ -181,10 +196,12 @@ void run_row(const Operation& op, const Context& context, int64_t n, int64_t lin
         row.x = from + first;
         row.weights = state.weights.as<int8_t>() + first * state.quads * 4;
 #if defined(FXQ_AVX512VNNI)
-        if (y.type == FXQ_U8 && ints[9] == FXQ_IDENTITY && ints[13] == 0 && state.bounded) {
-            const PlainFinish finish(op.record, state.part_scale.as<float>() + first,
-                                     state.part_bias.as<float>() + first);
-            left <= CHUNK / 2 ? plain_row_by_pairs(row, finish) : plain_row(row, finish);
+        if (y.type == FXQ_U8 && !residual) {
+            with_function(ints[9], [&](auto tag) {
+                const PlainFinish<decltype(tag)::value> finish(op.record, state.part_scale.as<float>() + first,
+                                                               state.part_bias.as<float>() + first, state.bounded);
+                left <= CHUNK / 2 ? plain_row_by_pairs(row, finish) : plain_row(row, finish);
+            });
             continue;
         }
 #endif
