@@ -72,6 +72,26 @@ void fill_channels(const Tensor& x, const Tensor& y, uint8_t* to) {
     }
 }
 
+// Dense pixels of up to four channels to pixels of four: quantised together, then spread as words.
+void spread_row(const float* from, int64_t width, int64_t channels, const Finish& finish, uint8_t* to, int64_t pitch,
+                int32_t fill) {
+    constexpr int64_t pixels = 128;
+    uint8_t codes[pixels * 4 + 4] = {};
+    const int shift = 8 * static_cast<int>(channels);
+    const uint64_t kept = (uint64_t(1) << shift) - 1;
+    const uint64_t filled = uint64_t(0x01010101u * static_cast<uint32_t>(fill)) & ~kept;
+    for (int64_t start = 0; start < width; start += pixels) {
+        const int64_t count = width - start < pixels ? width - start : pixels;
+        finish(NumberSource{from + start * channels}, codes, count * channels);
+        for (int64_t i = 0; i < count; ++i, to += pitch) {
+            uint32_t word;
+            memcpy(&word, codes + i * channels, 4);
+            word = static_cast<uint32_t>((word & kept) | filled);
+            memcpy(to, &word, 4);
+        }
+    }
+}
+
 void load_row(const Operation& op, const uint8_t* from, const Pitches& x, uint8_t* to) {
     const Tensor& y = *op.output;
     const int64_t channels = op.input[0]->channels;
@@ -91,6 +111,8 @@ void load_row(const Operation& op, const uint8_t* from, const Pitches& x, uint8_
         });
     }
     const Finish finish(true, op.record.floats[0], codes);
+    if (quantised && y.channels == 4 && y.channel_pitch == 1 && dense_row(x, y.width, channels))
+        return spread_row(reinterpret_cast<const float*>(from), y.width, channels, finish, to, y.pixel_pitch, y.fill);
     // The rows of `dense_runs` are as wide as the input's channels; the output's pitch may hold more.
     dense_runs(from, x, to, pitches(y), y.width, channels, [&](const uint8_t* in, uint8_t* out, int64_t count) {
         if (quantised)
