@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from rich import box
@@ -12,13 +12,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fxq.analysis.layer_time import HEADINGS, LayerTime, Peaks
 from fxq.ir.shapes import TensorSpec
 
 CONVENTION = (
     "1 MAC = 1 multiply-add; FLOPs = 2 x MACs; convolution, linear and matrix products only; "
     "batch norm and activations not counted"
 )
-_WIDTH = 160
+_WIDTH = 200
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,22 @@ class Profile:
         params: elements of the model's parameters; one that several layers share counts once.
         bytes: size of all parameters and buffers, each once.
         notes: what a reader should know: opaque modules, operations without a formula, parameters that nothing reads.
+        times: what nodes took, by name, where that was measured. A layer that is computed together with another one
+            has no time of its own.
+        peaks: what the machine reaches at most, where that was measured.
     """
 
     layers: tuple[LayerCost, ...]
     params: int
     bytes: int
     notes: tuple[str, ...] = ()
+    times: Mapping[str, LayerTime] = field(default_factory=dict)
+    peaks: Peaks | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The sum of the measured times."""
+        return sum(time.seconds for time in self.times.values())
 
     @property
     def macs(self) -> int:
@@ -128,7 +139,11 @@ class Profile:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, all counts as they are."""
         layers = [layer.to_dict() for layer in self.layers]
-        return {"convention": CONVENTION, "total": self.totals(), "layers": layers, "notes": list(self.notes)}
+        plain = {"convention": CONVENTION, "total": self.totals(), "layers": layers, "notes": list(self.notes)}
+        if self.peaks is None:
+            return plain
+        times = {name: time.to_dict() for name, time in self.times.items()}
+        return {**plain, "times": times, "peaks": asdict(self.peaks), "seconds": self.seconds}
 
     def table(self) -> Table:
         """Return the layers and the total as a rich table."""
@@ -151,10 +166,22 @@ class Profile:
         for layer in self.layers:
             shapes = ", ".join(map(str, layer.outputs))
             table.add_row(_label(layer), layer.kind, Text(shapes), *_counts(layer))
+        self._add_times(table)
         return table
 
+    def _add_times(self, table: Table) -> None:
+        """Add the columns of what was measured."""
+        if self.peaks is None:
+            return
+        total = LayerTime.of(self.seconds, self.macs, self.access_bytes, self.peaks).cells()
+        rows = [self.times[layer.name].cells() if layer.name in self.times else ("",) * 4 for layer in self.layers]
+        for i, heading in enumerate(HEADINGS):
+            table.add_column(heading, total[i], justify="right", no_wrap=True)
+            table.columns[-1]._cells = [row[i] for row in rows]
+
     def __rich__(self) -> RenderableType:
-        return Group(Text(CONVENTION), self.table(), *(Text(f"note: {note}") for note in self.notes))
+        peaks = [] if self.peaks is None else [Text(f"peak of this machine: {self.peaks}")]
+        return Group(Text(CONVENTION), *peaks, self.table(), *(Text(f"note: {note}") for note in self.notes))
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)

@@ -19,8 +19,11 @@ from torch.utils._pytree import tree_map_only
 
 from fxq.analysis.costs import LayerCost, Profile
 from fxq.analysis.counting import ProductCounter, int8_macs
+from fxq.analysis.layer_time import LayerTime
+from fxq.analysis.measuring import layer_seconds
 from fxq.analysis.running import evaluation, isolate, plain_modules
 from fxq.engine.dissolve import dissolve
+from fxq.engine.peaks import machine_peaks
 from fxq.errors import GraphError, InputError, TraceError
 from fxq.ir.identify import identify
 from fxq.ir.metrics import tensors_in
@@ -34,16 +37,20 @@ from fxq.tracing import ModelInputs, TraceRecord, clone_inputs, normalise_inputs
 from fxq.tracing.record import RECORD_KEY
 
 
-def profile(model: nn.Module, example_inputs: object) -> Profile:
+def profile(model: nn.Module, example_inputs: object, measured: bool = False) -> Profile:
     """Count what ``model`` costs on ``example_inputs``; the convention in print is a batch of 1.
 
     Args:
         model: any module, also on the ``meta`` device, or a graph module of any stage.
         example_inputs: as `fxq.trace` takes them. Counts are for these shapes.
+        measured: run the model some times as well and tell what each layer takes, in the native engine or outside of
+            it, and what share of this machine's int8 peak and memory bandwidth that is. These are measured once for
+            each machine and kept in the user's cache folder.
 
     Raises:
-        InputError: the inputs do not fit the model, or are missing.
+        InputError: the inputs do not fit the model, or are missing; a model to be measured is no graph module.
         GraphError: the model fails on them; names the node.
+        TargetError: times were asked for, and the native engine is not there to measure the machine's peak.
     """
     inputs = normalise_inputs(model, example_inputs)
     if inputs is None:
@@ -53,12 +60,28 @@ def profile(model: nn.Module, example_inputs: object) -> Profile:
     runs = _run(gm, inputs)
     weights = _unique(t for m in model.modules() for t in _weights(m))
     stored = _unique((*model.parameters(), *model.buffers()))
+    layers = tuple(_costs(gm, runs))
+    timed = _timed(model, inputs, layers) if measured else {}
     return Profile(
-        layers=tuple(_costs(gm, runs)),
+        layers=layers,
         params=sum(t.numel() for t in weights),
         bytes=_nbytes(stored),
         notes=(*notes, *_notes(gm, weights, runs)),
+        **timed,
     )
+
+
+def _timed(model: nn.Module, inputs: ModelInputs, layers: tuple[LayerCost, ...]) -> dict[str, Any]:
+    if not isinstance(model, fx.GraphModule):
+        raise InputError("only a graph module can be measured layer by layer", fix="give fxq.trace(model, inputs)")
+    peaks = machine_peaks()
+    seconds = layer_seconds(model, inputs)
+    costs = {layer.name: layer for layer in layers}
+    found = {}
+    for name, value in seconds.items():
+        macs, moved = (costs[name].macs, costs[name].access_bytes) if name in costs else (0, 0)
+        found[name] = LayerTime.of(value, macs, moved, peaks)
+    return {"times": found, "peaks": peaks}
 
 
 # -- the graph -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fxq.engine import abi, library
@@ -42,15 +44,18 @@ def bind(program: Program, plan: Plan, check: Check) -> Run:
     pack = struct.Struct(f"{len(makers)}P").pack
     message = ctypes.create_string_buffer(_MESSAGE)
 
-    def run(*inputs: Tensor) -> Any:
+    def run(*inputs: Tensor, clock: NDArray[np.float64] | None = None) -> Any:
         given = reader(inputs)
         images = inputs[0].shape[0]
         outputs = [make(images) for make in makers]
         pointers = pack(*[y.data_ptr() for y in outputs])
-        if images and call(handle, given, pointers, images, threads(), None, message, _MESSAGE):
+        times = None if clock is None else clock.ctypes.data
+        if images and call(handle, given, pointers, images, threads(), times, message, _MESSAGE):
             raise TargetError("the native engine failed", why=message.value.decode(), where=str(program.isa))
         return finish(outputs)
 
+    run.names = [operation.name for operation in plan.operations]  # type: ignore[attr-defined]
+    run.program = program  # type: ignore[attr-defined]  # lives as long as the function
     return run
 
 
