@@ -70,11 +70,12 @@ class Candidates:
 
 
 def _batch_size(graph: fx.Graph) -> int:
+    """The first size of the first tensor that is no constant; 0 where no run was recorded."""
     for node in graph.nodes:
         spec = recorded_value(node)
-        if node.op == "placeholder" and isinstance(spec, TensorSpec) and spec.shape:
+        if node.op != "get_attr" and isinstance(spec, TensorSpec) and spec.shape:
             return spec.shape[0]
-    raise TargetError("no run of the graph has been recorded", fix="give example inputs")
+    return 0
 
 
 def _view(spec: TensorSpec, batch: int) -> View:

@@ -17,6 +17,8 @@ def resolve_target(target: str) -> str:
         TargetError: the name is unknown (the nearest are suggested), or this machine cannot run the target.
     """
     if target == "auto":
+        if _why_not("native") is None and library.available()[-1] != "portable":
+            return "native"
         return next(t for t in ("onednn", "reference") if _why_not(t) is None)
     if target not in TARGETS:
         raise TargetError(f"unknown target {target!r}", fix=nearest(str(target), ("auto", *TARGETS)))

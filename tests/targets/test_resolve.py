@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import pytest
 
+from fxq.engine import library
 from fxq.errors import TargetError
 from fxq.targets import resolve, resolve_target
+from fxq.targets.resolve import module_backend
 
 
 def test_known_targets() -> None:
     assert resolve_target("reference") == "reference"
-    assert resolve_target("auto") in ("reference", "onednn")
+    assert resolve_target("auto") in ("reference", "onednn", "native")
 
 
 def test_an_unknown_target_suggests_the_nearest() -> None:
@@ -19,7 +21,22 @@ def test_an_unknown_target_suggests_the_nearest() -> None:
 
 
 def test_a_machine_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "onednn_unavailable_reason", lambda: "no AVX2")
+    monkeypatch.setattr(resolve, "onednn_unavailable_reason", lambda *_: "no AVX2")
+    monkeypatch.setattr(library, "unavailable_reason", lambda: "it was not built")
     assert resolve_target("auto") == "reference"
     with pytest.raises(TargetError, match=r"(?s)cannot run the target 'onednn'.*no AVX2.*target='reference'"):
         resolve_target("onednn")
+    with pytest.raises(TargetError, match=r"(?s)cannot run the target 'native'.*not built.*target='reference'"):
+        resolve_target("native")
+
+
+def test_the_engine_runs_what_it_can_and_the_best_modules_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(library, "available", lambda: ("portable", "avx2"))
+    monkeypatch.setattr(resolve, "onednn_unavailable_reason", lambda *_: None)
+    assert resolve_target("auto") == "native"
+    assert module_backend("native") == "onednn"
+    monkeypatch.setattr(resolve, "onednn_unavailable_reason", lambda *_: "no AVX2")
+    assert module_backend("native") == "reference"
+    monkeypatch.setattr(library, "available", lambda: ("portable",))
+    assert resolve_target("auto") == "reference"
