@@ -47,7 +47,8 @@ def compile(
         recipe: ``"float"``, ``"int8"``, ``"dynamic"``, ``"weight8"``, ``"weight4"``, ``"bf16"``, ``"fp16"``,
             ``"mixed"``, ``"auto"`` (int8 where ``calibration`` is given, else dynamic int8 where that makes most of the
             model faster, else float), or a ``Recipe``.
-        target: ``"onednn"``, ``"reference"``, or ``"auto"``, the best that this machine runs.
+        target: ``"native"`` (fxq's engine), ``"onednn"``, ``"reference"``, or ``"auto"``, the best that this machine
+            runs.
         passes: passes to run instead of the recipe's, as a list or a manager.
         verify: check every pass's result (stage, shapes, output on the example inputs).
         diagrams: a directory that gets a diagram before and after each pass; written as the passes end.
