@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from torch import fx
 
-from fxq.errors import FxqError
+from fxq.errors import FxqError, InputError
 from fxq.manager import PassRecord
 from fxq.quant.overrides import Override
 from fxq.quant.recipe import Recipe
@@ -157,6 +157,8 @@ class Tester:
         try:
             metric = measure(self._evaluate, built.module, self._seed)
         except Exception as error:  # whatever the user's function raises
+            if isinstance(error, FxqError) and not isinstance(error, InputError):  # other modules may run
+                return {"metric": None, "note": f"the module fails: {_first_line(error)}"}, built
             self._failures += 1
             return {"metric": None, "note": f"evaluate failed: {_first_line(error)}"}, built
         self._failures = 0

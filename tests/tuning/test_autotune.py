@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fxq
-from fxq.errors import CalibrationError, InputError
+from fxq.errors import CalibrationError, InputError, TargetError
 from fxq.tuning.trials import TuningReport
 
 
@@ -199,6 +199,20 @@ def test_evaluate_that_keeps_failing_ends_the_search(hard_task, result, words):
     assert words in _section(gm).ended
     assert "2 times in a row" in _section(gm).ended
     assert _section(gm).chosen == 0
+
+
+def test_modules_that_fail_do_not_end_the_search(hard_task):
+    def evaluate(gm: nn.Module) -> float:
+        if any("QConv2d" in type(m).__name__ for m in gm.modules()):
+            raise TargetError("the engine refuses the program")
+        return 1.0
+
+    common = {"calibration": hard_task.loader, "evaluate": evaluate, "max_drop": 0.1, "target": "reference"}
+    gm = fxq.autotune(hard_task.model, **common, budget_s=600)
+    section = _section(gm)
+    assert section.trials[1].note == "the module fails: TargetError: the engine refuses the program"
+    assert section.ended == "searched to the end"
+    assert {"stem", "front", "hard", "back"} <= set(section.best.float_layers)
 
 
 def test_nan_counts_as_too_low(hard_task):
