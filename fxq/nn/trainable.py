@@ -219,6 +219,8 @@ class TrainableNorm(nn.Module):
         norm = self.norm
         if norm.training and not self.frozen:
             return normalise(norm, x)
+        if codes_of(x) is not None and x.dtype == torch.float32:  # eval mode without gradients: as int8 computes it
+            return _scaled(norm, x)
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -238,6 +240,18 @@ def normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
         return F.batch_norm(x, mean, var, norm.weight, norm.bias, True, 0.0, norm.eps)
     out: Tensor = norm(x)
     return out
+
+
+def _scaled(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """``x * scale + shift`` with both rounded to float32, which is what ``QBatchNorm`` computes."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    shift = shift if norm.bias is None else shift + norm.bias.double()
+    shape = (-1, *(1,) * (x.dim() - 2))
+    return x * scale.float().reshape(shape) + shift.float().reshape(shape)
 
 
 def _along(gain: Tensor, rows: Tensor) -> Tensor:
