@@ -1,4 +1,4 @@
-"""Recipes that have names: few, and each of them the best at something in ``python -m benchmarks.fidelity``."""
+"""Recipes that have names: few, and each of them justified by ``python -m benchmarks.fidelity``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any, Final
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     # calibrates in the time of the float model alone: one smallest and one largest value a tensor
     "int8_fast": {"activation": "minmax"},
-    # the default: ranges with the least squared error, half a decibel to one and a half above the whole range
+    # the default: ranges with the least squared error, a third of a decibel to one and a half above the whole range
     "int8": {},
     # ranges of channels even out between layers, biases aim at the float network layer by layer, gates stay in float
     "int8_accurate": {"corrections": ("bias_accurate", "equalise"), "gates_in_float": True},
-    # outlier channels behind layer norms move into the weights that read them
-    "transformer": {"corrections": ("bias_accurate", "smooth", "equalise")},
 }

@@ -20,7 +20,7 @@ class Recipe:
 
     Functions that take a recipe take the name of a preset as well: ``"int8_fast"`` (whole ranges: the least time to
     calibrate), ``"int8"`` (these defaults), ``"int8_accurate"`` (ranges evened out between layers, biases corrected on
-    quantised inputs), ``"transformer"`` (that, and SmoothQuant).
+    quantised inputs, squeeze-and-excitation in float).
 
     Attributes:
         name: ``"float"`` (canonicalise, fold and fuse only), ``"int8"`` (static int8), ``"dynamic"`` (linear and
