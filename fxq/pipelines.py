@@ -59,7 +59,7 @@ def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bo
     recipe = guarded(recipe or Recipe("int8"), module_backend(target))
     manager = float_pipeline(verify)
     observed = (*_corrections_of_ranges(recipe), InsertObservers(recipe), Calibrate())
-    for p in (*observed, *_corrections_of_layers(recipe), ConvertQDQ(recipe), *_lowering(target)):
+    for p in (*observed, *_corrections_of_layers(recipe), ConvertQDQ(recipe), *_lowering(recipe, target)):
         manager = manager.append(p)
     return manager
 
@@ -81,11 +81,11 @@ def _corrections_of_layers(recipe: Recipe) -> tuple[Pass, ...]:
     return (*layers, ReestimateBatchNorm(recipe)) if "batch_norm" in recipe.corrections else tuple(layers)
 
 
-def _lowering(target: str) -> tuple[Pass, ...]:
+def _lowering(recipe: Recipe, target: str) -> tuple[Pass, ...]:
     """For the engine, modules that define the right answer, which it then takes over."""
     if resolve_target(target) == "native":
-        return LowerInt8("reference"), FormSegments()
-    return (LowerInt8(target),)
+        return LowerInt8("reference", recipe), FormSegments()
+    return (LowerInt8(target, recipe),)
 
 
 def weight_only_pipeline(bits: int, verify: bool = True) -> PassManager:

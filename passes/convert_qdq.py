@@ -47,6 +47,8 @@ class ConvertQDQ(Pass):
         choices = self.recipe.choices(rw.gm)
         quantised: dict[nn.Module, nn.Module] = {}  # a layer that is called twice holds its int8 weights once
         for call in calls:
+            if choices.why_float(call.node) is not None:
+                continue  # its inputs may be observed all the same, for the sake of others that read them
             if call.module is not None and is_weighted(call) and self._is_observed(call, rw):
                 with rw.rule("weights", call.node):
                     if call.module not in quantised:

@@ -15,6 +15,7 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import QDQ_LAYERS, Dequantize, QLookup, Quantize, dequantize, quantize
 from fxq.quant.qparams import QParams
+from fxq.quant.recipe import Recipe
 from fxq.targets.activations import activation_of
 from fxq.targets.int8_modules import HEADS, int8_module
 from fxq.targets.int8_moves import SPLITS, move_module, moves_codes
@@ -37,6 +38,7 @@ class LowerInt8(Pass):
     Args:
         target: ``"onednn"``, ``"reference"``, ``"auto"`` for the best that this machine runs, or ``"native"``: what
             runs single modules best, as ``FormSegments`` forms the parts of the engine.
+        recipe: whose overrides keep layers in float, which may stand between quantised values; None keeps none.
     """
 
     name: ClassVar[str] = "lower_int8"
@@ -45,14 +47,16 @@ class LowerInt8(Pass):
     numerics: ClassVar[Numerics] = Numerics.LOSSY
 
     target: str = "auto"
+    recipe: Recipe | None = None
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         backend = module_backend(self.target)
         for node in rw.nodes():
             if node.target is quantize:
                 _read_sizes_from_codes(node, rw)
+        kept = self._kept_in_float(rw)
         for node in rw.nodes():
-            if not node.op.startswith("call_") or not node.users:
+            if not node.op.startswith("call_") or not node.users or node in kept:
                 continue
             if node.target is quantize:
                 _cancel(node, rw, backend)
@@ -63,6 +67,16 @@ class LowerInt8(Pass):
             if node.target is quantize or node.target is dequantize:
                 _keep_as_module(node, rw)
         store_pixels(rw)
+
+    def _kept_in_float(self, rw: Rewriter) -> set[fx.Node]:
+        if self.recipe is None or not self.recipe.overrides:
+            return set()
+        choices = self.recipe.choices(rw.gm)
+        return {n for n in rw.nodes() if n.op.startswith("call_") and not _is_border(n) and choices.why_float(n)}
+
+
+def _is_border(node: fx.Node) -> bool:
+    return node.target is quantize or node.target is dequantize
 
 
 def _parameters(node: fx.Node) -> QParams:
