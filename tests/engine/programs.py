@@ -102,9 +102,7 @@ class Builder:
 
     def records(self) -> Records:
         """Return what was collected."""
-        return Records(
-            self.tensors, self.operations, self.constants, self.arena, self.inputs, self.outputs, self.group
-        )
+        return Records(self.tensors, self.operations, self.constants, self.arena, self.inputs, self.outputs, self.group)
 
     def run(self, inputs: Sequence[Tensor], isa: str = "portable", threads: int = 1) -> list[Tensor]:
         """Create the program, run it once."""

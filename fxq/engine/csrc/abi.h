@@ -125,7 +125,8 @@ int fxq_runs(const char* isa);
 fxq_program* fxq_create(const fxq_header* header, const fxq_tensor* tensors, const fxq_operation* operations,
                         const fxq_constant* constants, const char* isa, char* error, size_t error_size);
 void fxq_destroy(fxq_program* program);
-// 0 on success. Safe to call from several threads at once. `seconds`, when not NULL, receives the time spent in each operation.
+// 0 on success. Safe to call from several threads at once. To `seconds`, when not NULL, the time spent in each operation
+// is added: the mean of the threads that took part.
 int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads,
             double* seconds, char* error, size_t error_size);
 // Bytes of arenas that the program holds at present.

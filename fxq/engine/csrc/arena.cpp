@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <algorithm>
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -35,7 +37,9 @@ bool Arena::allocate(int64_t arena_bytes) {
     return true;
 }
 
-void Memory::prepare(int threads, int64_t counters) {
+void Memory::prepare(int threads, int64_t counters, int64_t operations) {
+    operations_ = operations;
+    seconds_.assign(static_cast<size_t>(threads * operations), 0.0);
     while (parts_.size() < static_cast<size_t>(threads)) parts_.push_back(std::make_unique<Part>());
     if (counters > counter_room_) {
         counters_ = std::make_unique<Counter[]>(static_cast<size_t>(counters));
@@ -43,6 +47,15 @@ void Memory::prepare(int threads, int64_t counters) {
         return;
     }
     for (int64_t i = 0; i < counters; ++i) counters_[static_cast<size_t>(i)].value.store(0, std::memory_order_relaxed);
+}
+
+void Memory::add_seconds(double* sums) const {
+    const size_t operations = static_cast<size_t>(operations_);
+    double took_part = 0.0;
+    for (size_t i = 0; i < seconds_.size(); i += operations)
+        took_part += std::any_of(&seconds_[i], &seconds_[i] + operations, [](double s) { return s > 0.0; });
+    for (size_t i = 0; i < seconds_.size(); ++i)
+        if (took_part > 0.0) sums[i % operations] += seconds_[i] / took_part;
 }
 
 uint8_t* Memory::block(int thread) {

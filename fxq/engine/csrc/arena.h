@@ -37,8 +37,12 @@ class Memory {
    public:
     Memory(int64_t arena_bytes, int64_t scratch_bytes) : arena_bytes_(arena_bytes), scratch_bytes_(scratch_bytes) {}
 
-    // Room for the parts of `threads` threads and `counters` counters, all zero. Only while no other thread uses it.
-    void prepare(int threads, int64_t counters);
+    // Room for the parts of `threads` threads, `counters` counters, and the times of `operations` operations for each
+    // thread, all zero. Only while no other thread uses it.
+    void prepare(int threads, int64_t counters, int64_t operations);
+    double* seconds(int thread) { return seconds_.data() + thread * operations_; }
+    // Adds each operation's time, the mean of the threads that did something.
+    void add_seconds(double* sums) const;
     // nullptr without memory.
     uint8_t* block(int thread);
     uint8_t* scratch(int thread);
@@ -53,7 +57,8 @@ class Memory {
     const int64_t arena_bytes_, scratch_bytes_;
     std::vector<std::unique_ptr<Part>> parts_;
     std::unique_ptr<Counter[]> counters_;
-    int64_t counter_room_ = 0;
+    int64_t counter_room_ = 0, operations_ = 0;
+    std::vector<double> seconds_;  // [thread][operation]
     std::atomic<int64_t> bytes_{0};
 };
 

@@ -1,5 +1,5 @@
-// A block of up to 14 pixels by 32 output channels on AVX512-VNNI: 28 accumulators, two vectors of weights, one dword of
-// each pixel broadcast at a time.
+// A block of up to 14 pixels by 32 output channels on AVX512-VNNI: 28 accumulators, two vectors of weights, and four
+// bytes of a pixel at a time, broadcast.
 #ifndef FXQ_CONV_BLOCK_AVX512_H
 #define FXQ_CONV_BLOCK_AVX512_H
 

@@ -45,7 +45,8 @@ inline void finish_pixels(const Job& job, const Pixels& pixels, int64_t first, i
         for (int64_t p = 0; p < count; ++p) {
             F v = fma(to_float(load_int(sums + p * BLOCK + c)), factor, bias);
             if (kind == 1) v = fma(to_float(bytes_partial(pixels.r[first + p] + channel, left)), scale, add(v, offset));
-            if (kind == 2) v = add(v, load_partial(reinterpret_cast<const float*>(pixels.r[first + p]) + channel, left));
+            if (kind == 2)
+                v = add(v, load_partial(reinterpret_cast<const float*>(pixels.r[first + p]) + channel, left));
             v = apply<function>(record.floats + 3, v);
             if (job.type == FXQ_F32) {
                 store_partial(reinterpret_cast<float*>(pixels.y[first + p]) + channel, v, left);

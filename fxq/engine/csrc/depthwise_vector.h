@@ -1,7 +1,7 @@
 // Vectors of bytes for the depthwise convolution: CHUNK channels, and dot products of four taps a channel.
 //
-// Four taps are turned around by unpacking bytes, then words: part v of a chunk holds, in each of its 128-bit lanes, the
-// channels 4 v .. 4 v + 3 of that lane's 16. Packing words, then bytes, restores the order.
+// Four taps are turned around by unpacking bytes, then words: part v of a chunk holds, in each of its 128-bit lanes,
+// the channels 4 v .. 4 v + 3 of that lane's 16. Packing words, then bytes, restores the order.
 #ifndef FXQ_DEPTHWISE_VECTOR_H
 #define FXQ_DEPTHWISE_VECTOR_H
 

@@ -35,9 +35,8 @@ double now() {
 
 class Call final : public Work {
    public:
-    Call(const fxq_program& program, Memory* memory, const Context& context, int64_t images, int threads,
-         double* seconds)
-        : program_(program), memory_(memory), context_(context), threads_(threads), seconds_(seconds) {
+    Call(const fxq_program& program, Memory* memory, const Context& context, int64_t images, int threads, bool timed)
+        : program_(program), memory_(memory), context_(context), threads_(threads), timed_(timed) {
         each_ = threads > 1 ? images / threads : images;
         rest_ = images - each_ * threads;
         const int64_t group = program.header.group[program.header.levels - 1];
@@ -46,7 +45,8 @@ class Call final : public Work {
         walk(program, context, rest_, [&](int, const Context&) { ++executions_; });
     }
 
-    // One for the claimed and one for the finished chunks; then for each execution one a thread and one for the finished.
+    // One for the claimed and one for the finished chunks; then for each execution one a thread and one for the
+    // finished tasks.
     int64_t counters() const { return 2 + executions_ * (threads_ + 1); }
 
     void take_part(int thread) override {
@@ -64,49 +64,44 @@ class Call final : public Work {
         Counter *const claimed = memory_->counters(), *const finished = claimed + 1;
         const int64_t parts = chunks_ / threads_;
         context.arena = memory_->block(thread);
-        for (int64_t own = 0; context.arena;) {
+        while (context.arena) {
             const int64_t number = claimed->value.fetch_add(1);
-            if (number >= chunks_) {
-                if (thread == 0 && own && seconds_) scale_seconds(static_cast<double>(chunks_) / own);
-                break;
-            }
+            if (number >= chunks_) break;
             const int64_t begin = number % parts * chunk_, left = each_ - begin;
             context.call_image = number / parts * each_ + begin;
-            double* const seconds = thread == 0 ? seconds_ : nullptr;
             walk(program_, context, left < chunk_ ? left : chunk_, [&](int operation, const Context& chunk) {
-                const double start = seconds ? now() : 0.0;
                 const Operation& op = program_.operations[static_cast<size_t>(operation)];
                 const int64_t tasks = op.kernel->tasks(op, chunk.images, 1);
-                op.kernel->run(op, chunk, tasks, 0, tasks);
-                if (seconds) seconds[operation] += now() - start;
+                do_tasks(operation, chunk, thread, tasks, 0, tasks);
             });
             finished->value.fetch_add(1);
-            ++own;
         }
         Spin spin;
         while (finished->value.load() < chunks_) spin.wait();
     }
 
-    // The caller's time stands for that of all threads together.
-    void scale_seconds(double factor) {
-        for (int i = 0; i < program_.header.operations; ++i) seconds_[i] *= factor / threads_;
+    void do_tasks(int operation, const Context& context, int thread, int64_t tasks, int64_t begin, int64_t end) const {
+        const Operation& op = program_.operations[static_cast<size_t>(operation)];
+        if (!timed_) return op.kernel->run(op, context, tasks, begin, end);
+        const double start = now();
+        op.kernel->run(op, context, tasks, begin, end);
+        memory_->seconds(thread)[operation] += now() - start;
     }
 
     void by_tasks(int thread, Context context) {
         context.call_image = context_.call_image + each_ * threads_;
         Counter* slot = memory_->counters() + 2;
         walk(program_, context, rest_, [&](int operation, const Context& chunk) {
-            const double start = seconds_ && thread == 0 ? now() : 0.0;
-            execute(program_.operations[static_cast<size_t>(operation)], chunk, thread, slot);
-            if (seconds_ && thread == 0) seconds_[operation] += now() - start;
+            execute(operation, chunk, thread, slot);
             slot += threads_ + 1;
         });
     }
 
     // A thread does the tasks of its own range, then what is left of the others'. Who comes late finds nothing left.
-    void execute(const Operation& op, const Context& context, int thread, Counter* slot) const {
+    void execute(int operation, const Context& context, int thread, Counter* slot) const {
+        const Operation& op = program_.operations[static_cast<size_t>(operation)];
         const int64_t tasks = op.kernel->tasks(op, context.images, threads_);
-        if (threads_ == 1) return op.kernel->run(op, context, tasks, 0, tasks);
+        if (threads_ == 1) return do_tasks(operation, context, thread, tasks, 0, tasks);
         Counter* const finished = slot + threads_;
         if (finished->value.load(std::memory_order_acquire) == tasks) return;
         int64_t done = 0;
@@ -118,7 +113,7 @@ class Call final : public Work {
                 if (slot[owner].value.load(std::memory_order_relaxed) >= end - begin) break;
                 const int64_t number = begin + slot[owner].value.fetch_add(1);
                 if (number >= end) break;
-                op.kernel->run(op, context, tasks, number, number + 1);
+                do_tasks(operation, context, thread, tasks, number, number + 1);
                 ++done;
             }
         }
@@ -131,7 +126,7 @@ class Call final : public Work {
     Memory* const memory_;
     const Context context_;
     const int threads_;
-    double* const seconds_;
+    const bool timed_;
     int64_t each_, rest_, chunk_, chunks_;
     int64_t executions_ = 0;
 };
@@ -148,10 +143,11 @@ void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, in
     }
     std::unique_ptr<Memory> memory = program->store.take(program->header.arena_bytes, program->scratch_bytes);
     const Context context{nullptr, in_bytes, outputs, 0, 0, images, nullptr};
-    Call call(*program, memory.get(), context, images, threads, seconds);
-    memory->prepare(threads, call.counters());
+    Call call(*program, memory.get(), context, images, threads, seconds != nullptr);
+    memory->prepare(threads, call.counters(), seconds ? program->header.operations : 0);
     if (!memory->block(0) || !memory->scratch(0)) throw std::bad_alloc();
     if (threads == 1 || !Pool::instance().run(&call, threads)) call.take_part(0);
+    if (seconds) memory->add_seconds(seconds);
     program->store.give(std::move(memory));
 }
 

@@ -29,7 +29,7 @@ void relax() {
 #endif
 }
 
-// In a forked child the workers do not exist: the pool is left behind (its threads' stacks and locks are of the parent).
+// In a forked child the workers do not exist: the pool is left behind (stacks and locks are those of the parent).
 void forget() {
     current.store(nullptr);
     new (&making) std::mutex;
