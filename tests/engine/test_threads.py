@@ -110,6 +110,7 @@ def test_the_time_of_each_operation_is_reported(image: Tensor) -> None:
         assert seconds.sum() < 5
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_runs_programs_of_its_parent(image: Tensor, wanted: Tensor) -> None:
     """os.fork itself, because the child must see the parent's worker threads gone; it answers by its exit status."""
     program = chain()
