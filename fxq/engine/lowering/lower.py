@@ -19,7 +19,7 @@ from fxq.engine.plan.assemble import assemble
 from fxq.engine.plan.builder import Outside
 from fxq.engine.plan.groups import DEFAULT, Groups
 from fxq.engine.plan.plan import Plan, Port
-from fxq.engine.plan.views import View
+from fxq.engine.plan.views import Region, View, whole
 from fxq.errors import TargetError
 from fxq.ir.identify import Identifier, OpCall
 from fxq.nn import QConv1d, QConvTranspose1d, Quantize
@@ -40,18 +40,20 @@ def lower(gm: fx.GraphModule, specs: Sequence[Spec], groups: Groups = DEFAULT) -
     channels_first = any(isinstance(m, QConv1d | QConvTranspose1d) for m in gm.modules())
     ports = [port_of(*spec, channels_first=channels_first) for spec in specs]
     given = iter(range(len(ports)))
+    read: list[Region] = []
     outputs: list[Port] = []
     for node in gm.graph.nodes:
         low.builder.name = node.name
         if node.op == "placeholder":
             index = next(given)
-            low.values[node] = input_view(ports[index], index)
+            low.values[node] = view = input_view(ports[index], index)
+            read.append(whole(view.buffer))
         elif node.op == "output":
             results = node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],)
             outputs = [stored(low, _inside(low, result), i) for i, result in enumerate(results)]
         else:
             _lower_node(low, identify, node)
-    return assemble(low.builder, ports, outputs, groups)
+    return assemble(low.builder, ports, outputs, groups, read)
 
 
 def _lower_node(low: Lowering, identify: Identifier, node: fx.Node) -> None:

@@ -19,13 +19,25 @@ from fxq.engine.plan.views import Axis, Buffer, Region
 _BYTES = {Type.U8: 1, Type.F32: 4}
 
 
-def assemble(builder: Builder, inputs: Sequence[Port], outputs: Sequence[Port], groups: Groups = DEFAULT) -> Plan:
-    """Place the buffers of all steps, and write down every record."""
+def assemble(
+    builder: Builder,
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    groups: Groups = DEFAULT,
+    given: Sequence[Region] = (),
+) -> Plan:
+    """Place the buffers of all steps, and write down every record.
+
+    Args:
+        given: the caller's tensors, which get a record each even if nothing but their shape is read.
+    """
     steps = fused(builder.steps)
     sizes = choose_groups(steps, groups)
     used = tuple(sorted(set(sizes))) or (1,)
     levels = [used.index(size) for size in sizes]
     table = _Table(steps, levels, used)
+    for item in given:
+        table.number(item, writes=False)
     constants: dict[int, int] = {}
     arrays: list[Array] = []
 
