@@ -42,7 +42,11 @@ class Small(nn.Module):
     def forward(self, x: Tensor, gain: float = 2.0) -> Tensor:
         b = x.shape[0]
         y = torch.relu(self.conv(x)).view(b, 8, -1).mean(2)
-        return self.fc(y + self.shared[:8]) * gain + self.sparse.sum() + self.signed[-1]
+        return (
+            self.fc(y + (self.shared * x.mean())[:8]) * gain
+            + (self.sparse * x.mean()).sum()
+            + (self.signed * x.mean())[-1]
+        )
 
 
 def images() -> Tensor:

@@ -25,7 +25,7 @@ class Small(nn.Module):
         self.register_buffer("flags", torch.arange(600) % 3 == 0)
 
     def forward(self, x: Tensor, gain: float = 2.0) -> Tensor:
-        return self.fc(torch.relu(self.conv(x)).mean((2, 3))) * gain + self.flags.sum()
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3))) * gain + (self.flags * x.mean()).sum()
 
 
 def images() -> Tensor:

@@ -226,7 +226,7 @@ def test_defaults_of_torch_do_not_matter(tmp_path: Path) -> None:
 @pytest.mark.skipif("onednn" not in CASES, reason="this machine has no onednn kernels")
 def test_a_machine_without_the_kernels_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(CASES["onednn"][0](), tmp_path / "m")
-    monkeypatch.setattr("fxq.nn.kernels.onednn_unavailable_reason", lambda: "no such instructions")
+    monkeypatch.setattr("fxq.nn.kernels.onednn_unavailable_reason", lambda *_: "no such instructions")
     with pytest.raises(TargetError, match=r"'onednn'(.|\n)*no such instructions"):
         load(tmp_path / "m")
 
