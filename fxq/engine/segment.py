@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxq.engine import library
 from fxq.engine.binding import Run, bind
 from fxq.engine.lowering.lower import lower
 from fxq.engine.plan.plan import Plan
@@ -43,7 +45,6 @@ class Segment(nn.Module):
 
     def _forget(self) -> None:
         self.plans = 0
-        self._example: Plan | None = None
         self._runs: OrderedDict[Any, Run] = OrderedDict()
         self._last: tuple[list[Any], Run] = [], self.reference
         self._lock = threading.Lock()
@@ -92,17 +93,17 @@ class Segment(nn.Module):
         """
         specs = self._specs()
         found = [spec.shape for spec in specs] if not shapes else [tuple(s) for s in shapes]
-        if self._example is not None and [s[1:] for s in found] == [p.shape[1:] for p in self._example.inputs]:
-            return self._example
         return lower(self.subgraph, [(spec.dtype, shape) for spec, shape in zip(specs, found, strict=True)])
 
     def prepare(self) -> None:
-        """Make the plan for the example's size now, for the first call to find.
+        """Make the program for the example's size now, for the first call to find.
 
         Raises:
-            TargetError: the engine cannot run a node after all.
+            TargetError: the engine cannot run a node, or refuses the program.
         """
-        self._example = self.plan()
+        plan = self.plan()
+        key = tuple([torch.Size(port.shape[1:]) for port in plan.inputs])
+        self._runs[key] = self._bound(plan)
 
     def describe(self) -> str:
         """The name of what runs it."""
@@ -136,12 +137,19 @@ class Segment(nn.Module):
 
     def _build(self, shapes: list[tuple[int, ...]]) -> Run:
         try:
-            plan = self.plan(*shapes)
+            return self._bound(self.plan(*shapes))
         except TargetError as refused:
+            missing = library.unavailable_reason()
+            if missing is not None:
+                warnings.warn(
+                    f"a segment runs without the native engine, slowly: {missing}", RuntimeWarning, stacklevel=4
+                )
             return self._in_python(refused)
+
+    def _bound(self, plan: Plan) -> Run:
+        program = Program(plan.records())
         self.plans += 1
-        self._example = None  # it holds the weights a second time
-        return bind(Program(plan.records()), plan, self._check)
+        return bind(program, plan, self._check)
 
     def _in_python(self, refused: TargetError) -> Run:
         """The subgraph's own modules, for a size that the engine does not take but the network may."""
@@ -168,7 +176,7 @@ class Segment(nn.Module):
             raise InputError(f"the inputs have different numbers of images: {sorted(sizes)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_runs": None, "_last": None, "_lock": None, "_example": None}
+        return {**self.__dict__, "_runs": None, "_last": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

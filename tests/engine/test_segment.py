@@ -161,3 +161,15 @@ def test_inputs_that_do_not_fit(gm: fx.GraphModule, inputs: object, message: str
 def test_the_report_names_the_parts(gm: fx.GraphModule) -> None:
     assert [type(m) for _, m in segments(gm)] == [Segment]
     assert "form_segments" in [p.name for p in fxq.report(gm).passes]
+
+
+def test_without_the_engine_the_modules_run(gm: fx.GraphModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise fxq.TargetError("fxq's native engine is not there")
+
+    other = copy.deepcopy(gm)
+    ((_, segment),) = segments(other)
+    monkeypatch.setattr("fxq.engine.library.load", missing)
+    with pytest.warns(RuntimeWarning, match="without the native engine"):
+        found = other(images(2))
+    assert torch.equal(found, segment.reference(images(2)))
