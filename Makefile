@@ -24,7 +24,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # torchvision's dependency on torch is left to the pinned one: its own would pull another build.
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard fxq/engine/csrc/*)
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard fxq/engine/csrc/* fxq/nn/kernels/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fxq needs Python 3.11 or later")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
