@@ -30,8 +30,8 @@ class Groups:
         near: bytes of activations that count as cached.
     """
 
-    sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
-    levels: int = 3
+    sizes: tuple[int, ...] = (1, 2, 4, 8)
+    levels: int = 2
     near: int = NEAR
 
 
