@@ -58,7 +58,7 @@ def test_plain_data() -> None:
     (record,) = data["passes"]
     assert (record["name"], record["numerics"], record["nodes"]) == ("fold_batch_norm", "CLOSE", [6, 5])
     assert (record["added"], record["removed"], record["modified"]) == (0, 1, True)
-    assert record["matched"] == [{"rule": "fold_into_conv", "nodes": ["norm", "conv"], "where": "norm"}]
+    assert record["matched"] == [{"rule": "fold_into_conv", "nodes": ["norm", "conv"], "where": "norm", "detail": ""}]
     assert record["refused"][0]["node"] == "first"
     assert (record["exact"], record["sqnr_db"] > 100) == (False, True)
     assert data["versions"]["torch"] == torch.__version__
