@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxq.ir.identify import OpCall
 from fxq.ir.names import function_name
 from fxq.ir.ops import SPECS
-from fxq.ir.rewriter import Rewriter, clone_parameter
+from fxq.ir.rewriter import Rewriter
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn.windows import (
@@ -154,8 +154,8 @@ def _project(to: Writer, arguments: dict[str, Any], name: str, x: fx.Node, *, ke
     path = str(node.target).rpartition(".")[0]
     layer = linear(weight, bias if keys else _without_keys(bias), to.rw.gm.training)
     owner = to.rw.gm.get_submodule(path)
-    own = {name: p for name, p in (("weight", weight), ("bias", bias)) if p is not None}
-    if type(owner) not in (nn.Linear, nn.Module) or list(owner.children()) or dict(owner.named_parameters()) != own:
+    own = {id(p) for p in (weight, bias) if p is not None}
+    if type(owner) not in (nn.Linear, nn.Module) or list(owner.children()) or set(map(id, owner.parameters())) != own:
         return to.module(name, layer, x)
     to.rw.exchange_module(path, layer)
     return to.layer(path, layer, x)
@@ -167,7 +167,7 @@ def _without_keys(bias: Tensor | None) -> nn.Parameter | None:
     out = bias.detach().clone()
     third = out.numel() // 3
     out[third : 2 * third] = 0
-    return clone_parameter(out).requires_grad_(bias.requires_grad)
+    return nn.Parameter(out, requires_grad=bias.requires_grad)
 
 
 def _merged(to: Writer, x: fx.Node) -> fx.Node:

@@ -64,7 +64,8 @@ class FoldConstants(Pass):
         if reason is not None:
             rw.refuse("constant", node, reason)
             return
-        args, kwargs = (fx.map_arg(a, values.__getitem__) for a in (node.args, node.kwargs))
+        args: Any = fx.map_arg(node.args, values.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, values.__getitem__)
         with torch.no_grad():
             if node.op == "call_module":
                 assert call.module is not None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from fxq.analysis import profile
+from fxq.analysis.profile import profile
 from fxq.structure.analysis import Cost, Opaque, Slot, Value
 from fxq.structure.axes import Axes
 from fxq.structure.group import Group, Indices, Mask
