@@ -14,9 +14,9 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import QDQ_LAYERS, Dequantize, QLookup, Quantize, dequantize, quantize
+from fxq.nn.activations import activation_of
 from fxq.quant.qparams import QParams
 from fxq.quant.recipe import Recipe
-from fxq.targets.activations import activation_of
 from fxq.targets.int8_modules import HEADS, int8_module
 from fxq.targets.int8_moves import SPLITS, move_module, moves_codes
 from fxq.targets.pixels import store_pixels

@@ -12,7 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fxq.analysis.layer_time import HEADINGS, LayerTime, Peaks
+from fxq.analysis.layer_time import HEADINGS, LayerTime
+from fxq.engine.peaks import Peaks
 from fxq.ir.shapes import TensorSpec
 
 CONVENTION = (

@@ -5,29 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fxq.engine.peaks import Peaks
+
 #: The headings of :meth:`LayerTime.cells`.
 HEADINGS = ("time", "TOPS", "of peak", "of bandwidth")
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """What the machine reaches at most, measured: see ``fxq.engine.peaks``.
-
-    Attributes:
-        operations: int8 operations a second, 2 for each multiply-add.
-        bandwidth: bytes a second from and to memory.
-        threads: with so many threads.
-    """
-
-    operations: float
-    bandwidth: float
-    threads: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.operations / 1e12:.2f} TOPS in int8 and {self.bandwidth / 1e9:.1f} GB/s, measured with "
-            f"{self.threads} thread{'s' if self.threads != 1 else ''}"
-        )
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fxq.analysis.layer_time import Peaks
 from fxq.engine import library
 from fxq.engine.abi import Code, Place, Type
 from fxq.engine.plan.assemble import assemble
@@ -27,6 +27,27 @@ from fxq.engine.program import Program
 _SIDE, _CHANNELS, _DEPTH = 24, 256, 24
 _LARGE = 1 << 28  # bytes: larger than caches are
 _REPEATS = 12
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the machine reaches at most, measured.
+
+    Attributes:
+        operations: int8 operations a second, 2 for each multiply-add.
+        bandwidth: bytes a second from and to memory.
+        threads: with so many threads.
+    """
+
+    operations: float
+    bandwidth: float
+    threads: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.operations / 1e12:.2f} TOPS in int8 and {self.bandwidth / 1e9:.1f} GB/s, measured with "
+            f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        )
 
 
 def machine_peaks(threads: int | None = None) -> Peaks:

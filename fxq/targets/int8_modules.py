@@ -12,8 +12,8 @@ from fxq import nn as fnn
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import SPECS, is_finite_number
 from fxq.nn import Epilogue
+from fxq.nn.activations import activation_of
 from fxq.quant.qparams import QParams
-from fxq.targets.activations import activation_of
 
 _LAYERS: dict[type[nn.Module], Any] = {
     fnn.QDQConv1d: fnn.QConv1d,

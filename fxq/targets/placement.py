@@ -11,7 +11,7 @@ from torch import fx
 from fxq.ir.identify import Identifier, OpCall
 from fxq.ir.ops import MOVES
 from fxq.ir.shapes import TensorSpec, tensor_spec
-from fxq.targets.activations import activation_of
+from fxq.nn.activations import activation_of
 from fxq.targets.int8_modules import HEADS
 from fxq.targets.int8_moves import SPLITS
 from fxq.targets.overwritten import overwritten

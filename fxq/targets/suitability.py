@@ -12,7 +12,7 @@ from fxq.ir.ops import MOVES, WEIGHTED, is_finite_number
 from fxq.ir.scalars import is_scalar
 from fxq.ir.shapes import tensor_spec
 from fxq.nn import FUSED_LAYERS, Epilogue
-from fxq.targets.activations import ACTIVATION_KINDS, activation_of
+from fxq.nn.activations import ACTIVATION_KINDS, activation_of
 from fxq.targets.int8_moves import BY_MODULE, SPLITS, is_move
 
 POOLS = frozenset(f"{mode}_pool{n}d" for mode in ("avg", "adaptive_avg") for n in (1, 2, 3)) | {"mean"}

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import fxq
-from fxq.analysis.layer_time import LayerTime, Peaks
+from fxq.analysis.layer_time import LayerTime
 from fxq.engine import peaks
 from fxq.engine.library import unavailable_reason
+from fxq.engine.peaks import Peaks
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason="the engine was not built")
 

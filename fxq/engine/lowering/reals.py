@@ -17,7 +17,7 @@ from fxq.engine.plan.layout import any_region, region
 from fxq.engine.plan.views import View, maps, whole
 from fxq.errors import TargetError
 from fxq.ir.identify import OpCall
-from fxq.targets.activations import activation_of
+from fxq.nn.activations import activation_of
 
 
 def lower_sum(low: Lowering, call: OpCall) -> View:

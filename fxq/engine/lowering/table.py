@@ -20,7 +20,7 @@ from fxq.engine.lowering import (
     reals,
     transposed,
 )
-from fxq.targets.activations import ACTIVATION_KINDS
+from fxq.nn.activations import ACTIVATION_KINDS
 
 #: (lowering, the call's arguments, the module) -> the view that it gives.
 MODULES: dict[type[nn.Module], Callable[..., Any]] = {

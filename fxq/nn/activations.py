@@ -6,7 +6,7 @@ from torch import fx
 
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import FUSABLE_ACTIVATIONS, SPECS, is_finite_number
-from fxq.nn import Epilogue
+from fxq.nn.epilogue import Epilogue
 
 #: The kinds of operation that can be an epilogue's activation; a clamp between two numbers is a hardtanh.
 ACTIVATION_KINDS = (*FUSABLE_ACTIVATIONS, "clamp")
