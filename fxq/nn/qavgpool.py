@@ -73,10 +73,10 @@ class QAvgPool(QOperation):
         arguments: list[Any] = [self.kernel_size, self.stride, self.padding, self.ceil_mode]
         # Summed with divisor 1 where that is possible, so that the sums stay integers until they are scaled.
         if self.ndim > 1 and self._uniform:
-            real = _AVG[self.ndim](centred, *arguments, True, 1).mul_(self.input.scale).mul_(1.0 / self._divisor)
-        else:
-            arguments += [self.count_include_pad] + ([self.divisor_override] if self.ndim > 1 else [])
-            real = _AVG[self.ndim](centred, *arguments).mul_(self.input.scale)
+            sums = _AVG[self.ndim](centred, *arguments, True, 1)
+            return round_to_u8_(sums.mul_(self.input.scale / self.output.scale / self._divisor), self.output.zero_point)
+        arguments += [self.count_include_pad] + ([self.divisor_override] if self.ndim > 1 else [])
+        real = _AVG[self.ndim](centred, *arguments).mul_(self.input.scale)
         return Quantisation(self.input, self.output).finish(real, None)
 
     def describe(self) -> str:

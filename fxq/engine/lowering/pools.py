@@ -137,5 +137,6 @@ def _emit(
 ) -> None:
     codes: tuple[QParams, QParams] = (module.input, module.output)
     ints |= {int(Slot.ZERO_POINT): codes[1].zero_point, int(Slot.HIGHEST): 255, int(Slot.ZERO_A): codes[0].zero_point}
-    floats = {0: codes[0].scale, 2: inverse(codes[1])}
+    # one factor for both scales: sums that lie between two codes then round as the reference rounds them
+    floats = {0: codes[0].scale, 2: inverse(codes[1])} if tables else {0: codes[0].scale / codes[1].scale, 2: 1.0}
     low.builder.emit(Code.AVG_POOL, [source], target, ints, floats, tables)
