@@ -76,6 +76,8 @@ class CorrectBias(Pass):
     def _mean_errors(
         self, rw: Rewriter, errors: dict[fx.Node, nn.Module], context: PassContext
     ) -> dict[fx.Node, Tensor]:
+        if not errors:
+            return {}
         sums: dict[fx.Node, Tensor] = {}
         count = 0
         inputs = {node: node.all_input_nodes[0] for node in errors}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxq
 from fxq.errors import CalibrationError
 from fxq.ir import graph_text, take_snapshot
 from fxq.ir.metrics import distance
@@ -122,3 +123,12 @@ def test_a_callable_gives_no_inputs_to_look_at() -> None:
     result = CorrectBias()(gm, context=PassContext(context.inputs, data))
     assert not result.modified
     assert result.record.notes == ("not corrected: the inputs of a calibration callable are not seen",)
+
+
+def test_nothing_is_run_where_every_layer_stays_in_float() -> None:
+    """Batches are larger than the inputs that passes are verified on: their sizes must not be noted on the graph."""
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), [torch.randn(8, 3, 6, 6)]
+    recipe = fxq.Recipe(overrides=(fxq.Override("*", quantise=False),))
+    gm = fxq.compile(model, calibration=batches, recipe=recipe, target="reference")
+    assert torch.equal(gm(batches[0]), model(batches[0]))
