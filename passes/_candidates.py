@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fxq.errors import InputError, nearest
-from fxq.ir.identify import OpCall
+from fxq.ir.identify import OpCall, read_attribute
 from fxq.ir.rewriter import Rewriter, shared_tensors
 from fxq.passes._layers import LAYERS, copy_module, opaque_layer
 
@@ -109,7 +109,7 @@ class _Guard:
             if module is not None and module._modules:
                 self._inside |= {id(part): node for part in list(module.modules())[1:]}
             if node.op == "get_attr":
-                self._read[id(_attribute(rw.gm, str(node.target)))] = node
+                self._read[id(read_attribute(rw.gm, node))] = node
 
     def unfit(self, call: OpCall) -> str | None:
         opaque = opaque_layer(call)
@@ -145,13 +145,6 @@ def _check_globs(globs: tuple[str, ...], paths: list[str], option: str) -> None:
         if glob != "*" and not any(fnmatch.fnmatchcase(path, glob) for path in paths):
             raise InputError(f"the glob {glob!r} matches no convolution or linear layer", where=f"the option {option}",
                              fix=nearest(glob.replace("*", "").strip("."), paths))  # fmt: skip
-
-
-def _attribute(gm: fx.GraphModule, path: str) -> Any:
-    value: Any = gm
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def input_last(module: nn.Module, weight: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.nn import dequantize, quantize, quantize_layer
+from fxq.nn import quantize_layer
 from fxq.nn.dropping_attention import DroppingAttention
 from fxq.nn.fake_quantisers import FakeQuantise
 from fxq.nn.stochastic_depth import StochasticDepth
 from fxq.nn.trainable import TrainableLayer, TrainableNorm
+from fxq.passes._explicit import make_explicit
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ConvertFakeQuant(Pass):
             if isinstance(module, TrainableLayer | TrainableNorm):
                 self._exchange(call, made, rw)
             elif isinstance(module, FakeQuantise):
-                self._make_explicit(call, module, rw)
+                make_explicit(call.node, module.qparams(), rw)
                 values += 1
             elif isinstance(module, DroppingAttention):
                 _plain_attention(call, module, rw)
@@ -65,17 +66,6 @@ class ConvertFakeQuant(Pass):
         with rw.rule("weights", call.node):
             rw.exchange_module(str(call.node.target), made[module])
             rw.update(call.node)
-
-    def _make_explicit(self, call: OpCall, quantiser: FakeQuantise, rw: Rewriter) -> None:
-        (value,) = call.nodes
-        with rw.rule("activations", call.node):
-            q = quantiser.qparams()
-            literals = (q.scale, q.zero_point)
-            codes = rw.call_function(quantize, (value, *literals), before=call.node, like=value,
-                                     name=f"{value.name}_quantize")  # fmt: skip
-            real = rw.call_function(dequantize, (codes, *literals), before=call.node, like=value,
-                                    name=f"{value.name}_dequantize")  # fmt: skip
-            rw.replace(call.node, real)
 
 
 def _plain_attention(call: OpCall, module: DroppingAttention, rw: Rewriter) -> None:

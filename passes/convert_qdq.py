@@ -12,7 +12,8 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.nn import dequantize, output_rows, quantize, quantize_layer
+from fxq.nn import output_rows, quantize_layer
+from fxq.passes._explicit import make_explicit
 from fxq.passes._originals import forget_originals
 from fxq.quant.observers import Observer
 from fxq.quant.recipe import Recipe
@@ -57,20 +58,9 @@ class ConvertQDQ(Pass):
                     rw.give_own_module(call.node, quantised[call.module])
         for call in calls:
             if isinstance(call.module, Observer):
-                self._make_explicit(call, call.module, rw)
+                make_explicit(call.node, call.module.qparams(), rw)
         forget_originals(rw.gm)
 
     def _is_observed(self, call: OpCall, rw: Rewriter) -> bool:
         modules = [rw.identify(n).module for n in call.nodes if n.op == "call_module"]
         return bool(call.nodes) and len(modules) == len(call.nodes) and all(isinstance(m, Observer) for m in modules)
-
-    def _make_explicit(self, call: OpCall, observer: Observer, rw: Rewriter) -> None:
-        (value,) = call.nodes
-        with rw.rule("activations", call.node):
-            q = observer.qparams()
-            literals = (q.scale, q.zero_point)
-            codes = rw.call_function(quantize, (value, *literals), before=call.node, like=value,
-                                     name=f"{value.name}_quantize")  # fmt: skip
-            real = rw.call_function(dequantize, (codes, *literals), before=call.node, like=value,
-                                    name=f"{value.name}_dequantize")  # fmt: skip
-            rw.replace(call.node, real)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxq.ir.identify import OpCall
+from fxq.ir.identify import OpCall, read_attribute
 from fxq.ir.names import function_name
 from fxq.ir.ops import SPECS
 from fxq.ir.rewriter import Rewriter
@@ -111,7 +111,8 @@ def _hindrance(arguments: dict[str, Any], gm: fx.GraphModule) -> str | None:
         node = arguments[name]
         if node is None and name.endswith("bias"):
             continue
-        if not isinstance(node, fx.Node) or node.op != "get_attr" or not isinstance(_tensor(gm, node), nn.Parameter):
+        read = read_attribute(gm, node) if isinstance(node, fx.Node) and node.op == "get_attr" else None
+        if not isinstance(read, nn.Parameter):
             return f"its {name} is computed in the graph"
     return None
 
@@ -120,18 +121,13 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value)
 
 
-def _tensor(gm: fx.GraphModule, node: fx.Node) -> Any:
-    owner, _, name = str(node.target).rpartition(".")
-    return getattr(gm.get_submodule(owner), name)
-
-
 def _written(call: OpCall, arguments: dict[str, Any], rw: Rewriter) -> fx.Node:
     x, bias, scale = (arguments[name] for name in ("input", "relative_position_bias", "logit_scale"))
     window, shift = tuple(arguments["window_size"]), tuple(arguments["shift_size"])
     heads = arguments["num_heads"]
     to = Writer(rw, call.node, str(arguments["qkv_weight"].target).rpartition(".")[0].rpartition(".")[0])
     packed = _project(to, arguments, "qkv", to.function(window_partition, x, window, shift), keys=scale is None)
-    width = _tensor(rw.gm, arguments["qkv_weight"]).shape[0] // 3 // heads
+    width = read_attribute(rw.gm, arguments["qkv_weight"]).shape[0] // 3 // heads
     split = to.operation("unflatten", packed, dim=-1, sizes=(3, heads, width))
     rows = to.operation("permute", split, dims=(2, 0, 3, 1, 4))
     q, k, v = (to.function(SPECS["getitem"].function, rows, i) for i in range(3))
@@ -150,7 +146,8 @@ def _written(call: OpCall, arguments: dict[str, Any], rw: Rewriter) -> fx.Node:
 def _project(to: Writer, arguments: dict[str, Any], name: str, x: fx.Node, *, keys: bool = True) -> fx.Node:
     """Call the layer that owns the weight, or one that shares it; without ``keys`` their bias is zero."""
     node, bias_node = arguments[f"{name}_weight"], arguments[f"{name}_bias"]
-    weight, bias = _tensor(to.rw.gm, node), None if bias_node is None else _tensor(to.rw.gm, bias_node)
+    weight = read_attribute(to.rw.gm, node)
+    bias = None if bias_node is None else read_attribute(to.rw.gm, bias_node)
     path = str(node.target).rpartition(".")[0]
     layer = linear(weight, bias if keys else _without_keys(bias), to.rw.gm.training)
     owner = to.rw.gm.get_submodule(path)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from fxq.ir.identify import OpCall
+from fxq.ir.identify import OpCall, read_attribute
 from fxq.ir.rewriter import Rewriter
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
@@ -42,7 +42,7 @@ class FoldConstants(Pass):
         changing = _written(rw)
         for node in rw.nodes():
             if node.op == "get_attr" and str(node.target) not in changing:
-                values[node] = _attribute(rw.gm, str(node.target))
+                values[node] = read_attribute(rw.gm, node)
             elif (
                 node.op.startswith("call_") and node.all_input_nodes and all(n in values for n in node.all_input_nodes)
             ):
@@ -93,11 +93,6 @@ def _written(rw: Rewriter) -> set[str]:
         if sources[node] and node.op.startswith("call_") and writes(rw.identify(node)):
             written |= sources[node]
     return written
-
-
-def _attribute(gm: fx.GraphModule, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(gm.get_submodule(owner), name)
 
 
 def _stored(node: fx.Node, value: Tensor, rw: Rewriter) -> fx.Node:

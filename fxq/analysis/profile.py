@@ -25,7 +25,7 @@ from fxq.analysis.running import evaluation, isolate, plain_modules
 from fxq.engine.dissolve import dissolve
 from fxq.engine.peaks import machine_peaks
 from fxq.errors import GraphError, InputError, TraceError
-from fxq.ir.identify import identify
+from fxq.ir.identify import identify, read_attribute
 from fxq.ir.metrics import tensors_in
 from fxq.ir.provenance import ensure_ids, node_info
 from fxq.ir.shapes import TensorSpec, bind_placeholders
@@ -255,7 +255,7 @@ def _tensors_of(node: fx.Node, gm: fx.GraphModule) -> tuple[list[Tensor], list[T
     else:
         weights, stored = [], []
     for source in node.all_input_nodes:
-        value = _attribute(gm, source) if source.op == "get_attr" else None
+        value = read_attribute(gm, source) if source.op == "get_attr" else None
         if isinstance(value, Tensor):
             stored.append(value)
             weights += [value] if isinstance(value, nn.Parameter) else []
@@ -269,13 +269,6 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
         for name, buffer in module.named_buffers(recurse=False):  # weight, bias; weight_ih_l0, ... of recurrent layers
             if name.startswith(("weight", "bias")) and not name.endswith(("_scale", "_offset")):
                 yield buffer
-
-
-def _attribute(gm: fx.GraphModule, node: fx.Node) -> Any:
-    value: Any = gm
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:

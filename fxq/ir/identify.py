@@ -67,6 +67,14 @@ def get_module(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return gm.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def read_attribute(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """Return what the ``get_attr`` node reads: a tensor, or whatever else lies there."""
+    value: Any = gm
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value
+
+
 def identify(node: fx.Node, gm: fx.GraphModule) -> OpCall:
     """Read ``node`` as an operation; one that the table lacks keeps its own target as its kind."""
     if node.op == "call_module":

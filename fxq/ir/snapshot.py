@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fxq.ir.identify import identify
+from fxq.ir.identify import identify, read_attribute
 from fxq.ir.provenance import Origin, ensure_ids, node_info
 from fxq.ir.shapes import describe_value
 from fxq.ir.stage import Stage, stage_of
@@ -128,7 +128,7 @@ def _digest(node: fx.Node, gm: fx.GraphModule, module: nn.Module | None) -> int:
     if module is not None:
         tensors = [*module.parameters(), *module.buffers()]
     elif node.op == "get_attr":
-        value = _attribute(gm, str(node.target))
+        value = read_attribute(gm, node)
         tensors = [value] if isinstance(value, torch.Tensor) else []
     else:
         tensors = []
@@ -136,13 +136,6 @@ def _digest(node: fx.Node, gm: fx.GraphModule, module: nn.Module | None) -> int:
     for tensor in tensors:
         out = zlib.crc32(_tensor_digest(tensor).to_bytes(4, "little"), out)
     return out
-
-
-def _attribute(gm: fx.GraphModule, path: str) -> Any:
-    value: Any = gm
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _tensor_digest(tensor: torch.Tensor) -> int:

@@ -21,7 +21,7 @@ from fxq.engine.plan.groups import DEFAULT, Groups
 from fxq.engine.plan.plan import Plan, Port
 from fxq.engine.plan.views import Region, View, whole
 from fxq.errors import TargetError
-from fxq.ir.identify import Identifier, OpCall
+from fxq.ir.identify import Identifier, OpCall, read_attribute
 from fxq.nn import QConv1d, QConvTranspose1d, Quantize
 
 TYPES = {torch.uint8: Type.U8, torch.float32: Type.F32}
@@ -96,9 +96,7 @@ def name_of(call: OpCall) -> str:
 
 
 def _attribute(identify: Identifier, node: fx.Node) -> torch.Tensor:
-    found: Any = identify._gm
-    for part in str(node.target).split("."):
-        found = getattr(found, part)
+    found = read_attribute(identify._gm, node)
     if not isinstance(found, torch.Tensor):
         raise TargetError("it reads what is no tensor")
     return found
