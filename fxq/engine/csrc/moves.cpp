@@ -15,17 +15,6 @@ int64_t tasks(const Operation& op, int64_t images, int threads) {
     return split(images * y.height, y.size * y.width * y.channels, LEAST, threads);
 }
 
-template <class Run>
-void each_run(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end, const Run& run) {
-    const Tensor &x = *op.input[0], &y = *op.output;
-    each_row(context.images, y.height, tasks, begin, end, [&](int64_t n, int64_t row) {
-        uint8_t* image = address(context, y, n);
-        dense_runs(address(context, x, n) + row * x.row_pitch, pitches(x), image + row * y.row_pitch, pitches(y),
-                   y.width, y.channels, run);
-        write_halo(y, image, row, row + 1);
-    });
-}
-
 void copy(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
     const int64_t size = op.output->size;
     each_run(op, context, tasks, begin, end,

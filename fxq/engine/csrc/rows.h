@@ -74,6 +74,18 @@ inline void dense_runs(const uint8_t* from, const Pitches& x, uint8_t* to, const
     }
 }
 
+// The rows of an operation with one input: calls run(from, to, count) with their dense runs, and writes the halo.
+template <class Run>
+inline void each_run(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end, const Run& run) {
+    const Tensor &x = *op.input[0], &y = *op.output;
+    each_row(context.images, y.height, tasks, begin, end, [&](int64_t n, int64_t row) {
+        uint8_t* image = address(context, y, n);
+        dense_runs(address(context, x, n) + row * x.row_pitch, pitches(x), image + row * y.row_pitch, pitches(y),
+                   y.width, y.channels, run);
+        write_halo(y, image, row, row + 1);
+    });
+}
+
 }  // namespace FXQ_NS
 }  // namespace fxq
 #endif
