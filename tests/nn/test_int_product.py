@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxq.nn import onednn_available
 from fxq.nn.kernels import int_product as module
-from fxq.nn.kernels.int_product import int_product
+from fxq.nn.kernels.int_product import int_mm_is_exact, int_product
 
 BACKENDS = ["reference", pytest.param("onednn", marks=pytest.mark.skipif(not onednn_available(), reason="no VNNI"))]
 
@@ -41,3 +42,10 @@ def test_the_largest_sums() -> None:
     for rows in (1, 3, 40):
         y = int_product(weight, torch.ones(5), "onednn")(torch.full((rows, 4096), -128, dtype=torch.int8))
         assert torch.equal(y, torch.full((rows, 5), -128.0 * 127 * 4096))
+
+
+def test_the_first_question_under_a_fake_mode_is_answered_anew() -> None:
+    module._int_mm_sums_largest.cache_clear()
+    with FakeTensorMode():
+        assert not int_mm_is_exact()
+    assert int_mm_is_exact() == module._int_mm_sums_largest()

@@ -18,7 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from fxq.nn.kernels.real_memory import Once
+from fxq.nn.kernels.real_memory import Once, in_memory, memory_is_real
 
 #: From this many products on (rows x inputs x outputs), the operator with the faster kernel is the faster one.
 MANY: Final = 2**23
@@ -63,6 +63,8 @@ def _operators(weight: Tensor, scale: Tensor) -> Product:
     int_mm = torch._int_mm
 
     def run(codes: Tensor) -> Tensor:
+        if not in_memory(codes):
+            return _reference(weight, scale)(codes)
         rows = codes.shape[0]
         if rows <= few:
             return int_mm(codes, columns) * scale
@@ -74,9 +76,13 @@ def _operators(weight: Tensor, scale: Tensor) -> Product:
     return run
 
 
-@functools.cache
 def int_mm_is_exact() -> bool:
-    """Whether ``torch._int_mm`` runs here, and does not saturate on the largest sums."""
+    """Whether ``torch._int_mm`` runs here, and does not saturate on the largest sums; not on tensors without memory."""
+    return memory_is_real() and _int_mm_sums_largest()
+
+
+@functools.cache
+def _int_mm_sums_largest() -> bool:
     codes = torch.tensor([[-128], [127]], dtype=torch.int8).expand(2, 64).contiguous()
     weight = torch.full((3, 64), 127, dtype=torch.int8)
     try:
