@@ -23,7 +23,8 @@ from fxq.nn.windows import (
     window_partition,
     window_reverse,
 )
-from fxq.passes._attention import Writer, linear
+from fxq.passes._attention import linear
+from fxq.passes._writer import Writer
 
 _SWIN: Final = "torchvision.models.swin_transformer."
 _ATTENTION: Final = f"{_SWIN}shifted_window_attention"

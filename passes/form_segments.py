@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxq.engine.form import form_segments
+from fxq.engine.masks import add_masks
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
@@ -36,6 +37,7 @@ class FormSegments(Pass):
     outside: str = "auto"
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
+        add_masks(rw)
         form_segments(rw)
         exchange_backends(rw, module_backend("native" if self.outside == "auto" else self.outside))
         store_pixels(rw)

@@ -14,6 +14,13 @@ from fxq.qat.dropout import Dropped
 
 Path = str
 
+_WRITTEN_OUT = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.TransformerDecoderLayer,
+                nn.TransformerDecoder, nn.Transformer)  # fmt: skip
+#: (dropout, the layer that it follows, whether an activation stands between).
+_IN_ENCODER = (("dropout1", "self_attn.out_proj", False), ("dropout", "linear1", True), ("dropout2", "linear2", False))
+_IN_DECODER = (("dropout1", "self_attn.out_proj", False), ("dropout2", "multihead_attn.out_proj", False),
+               ("dropout", "linear1", True), ("dropout3", "linear2", False))  # fmt: skip
+
 
 def attentions(gm: fx.GraphModule) -> dict[int, tuple[Path, nn.Module]]:
     """Return the attention modules and encoders that ``gm`` calls, with their paths, by the ids of the nodes."""
@@ -22,7 +29,7 @@ def attentions(gm: fx.GraphModule) -> dict[int, tuple[Path, nn.Module]]:
     for node in gm.graph.nodes:
         if node.op == "call_module":
             module = gm.get_submodule(str(node.target))
-            if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer | nn.TransformerEncoder):
+            if isinstance(module, _WRITTEN_OUT):
                 found[node_info(node).id] = (str(node.target), module)
     return found
 
@@ -48,13 +55,19 @@ def written_out(gm: fx.GraphModule, before: dict[int, tuple[Path, nn.Module]], d
 
 
 def _parts(path: Path, module: Any) -> Iterator[tuple[Path, Any]]:
-    if isinstance(module, nn.TransformerEncoder):
+    """Yield the layers and attentions in ``module``, itself included, with their paths."""
+    if isinstance(module, nn.Transformer):
+        yield from _parts(f"{path}.encoder", module.encoder)
+        yield from _parts(f"{path}.decoder", module.decoder)
+        return
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
         for i, layer in enumerate(module.layers):
             yield from _parts(f"{path}.layers.{i}", layer)
         return
     yield path, module
-    if isinstance(module, nn.TransformerEncoderLayer):
-        yield f"{path}.self_attn", module.self_attn
+    for name in ("self_attn", "multihead_attn"):
+        if not isinstance(module, nn.MultiheadAttention) and hasattr(module, name):
+            yield f"{path}.{name}", getattr(module, name)
 
 
 def _inside(path: Path, module: Any, nodes: dict[Path, fx.Node], identify: Identifier) -> Iterator[Dropped]:
@@ -62,13 +75,11 @@ def _inside(path: Path, module: Any, nodes: dict[Path, fx.Node], identify: Ident
         if module.dropout > 0 and f"{path}.out_proj" in nodes:
             yield from _of_weights(path, module.dropout, nodes[f"{path}.out_proj"], identify)
         return
-    for name, source, behind in (
-        ("dropout1", "self_attn.out_proj", 0), ("dropout", "linear1", 1), ("dropout2", "linear2", 0),
-    ):  # fmt: skip
+    for name, source, activated in _IN_DECODER if isinstance(module, nn.TransformerDecoderLayer) else _IN_ENCODER:
         node = nodes.get(f"{path}.{source}")
         p = float(getattr(module, name).p)
         if node is not None and p > 0:
-            yield _behind(next(iter(node.users)) if behind else node, nn.Dropout(p), f"{path}.{name}")
+            yield _behind(next(iter(node.users)) if activated else node, nn.Dropout(p), f"{path}.{name}")
 
 
 def _of_weights(path: Path, p: float, out_proj: fx.Node, identify: Identifier) -> Iterator[Dropped]:

@@ -15,7 +15,7 @@ from fxq.ir import graph_text, take_snapshot
 from fxq.ir.shapes import run_recorded
 from fxq.manager import PassManager
 from fxq.manager.base import PassResult
-from fxq.passes import _attention
+from fxq.passes import _attention, _transformer
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.decompose_attention import DecomposeAttention
 from fxq.tracing import trace
@@ -153,6 +153,46 @@ def test_masks(mask: str, need_weights: bool, run_pass: RunPass) -> None:
     assert ("attention" in kinds) != need_weights
 
 
+PADDING = torch.tensor([[False] * 5, [False, False, False, True, True]])
+INNER = torch.tensor([[False, True, False, False, False], [False, False, False, True, True]])
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("added", [(), ("mask",), ("padding",), ("mask", "padding")])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")
+def test_padding_beside_a_mask(
+    need_weights: bool, added: tuple[str, ...], batch_first: bool, run_pass: RunPass
+) -> None:
+    def function(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
+        return m.attn(x, x, x, attn_mask=y, key_padding_mask=z, need_weights=need_weights)[0]
+
+    mask = CAUSAL.float().mul(-1e9) if "mask" in added else CAUSAL
+    padding = PADDING.float().mul(-1e9) if "padding" in added else PADDING
+    x = torch.randn(2, 5, 8) if batch_first else torch.randn(5, 2, 8)
+    result = run_pass(DecomposeAttention(), Attends(function, batch_first=batch_first), (x, mask, padding))
+    assert len(result.matched) == 1
+
+
+@pytest.mark.parametrize("padding", [PADDING, PADDING.float().mul(-1e9)])
+def test_padding_alone(padding: Tensor, run_pass: RunPass) -> None:
+    def function(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
+        return m.attn(x, y, y, key_padding_mask=z)[0]
+
+    model = Attends(function, batch_first=True)
+    one = torch.randn(1, 3, 8), torch.randn(1, 5, 8), padding[1:]
+    result = run_pass(DecomposeAttention(), model, (torch.randn(2, 3, 8), torch.randn(2, 5, 8), padding), one)
+    assert len(result.matched) == 1
+
+
+def test_is_causal_is_a_hint_beside_the_mask(run_pass: RunPass) -> None:
+    def function(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
+        return m.attn(x, x, x, attn_mask=y, is_causal=True, need_weights=False)[0]
+
+    x = torch.randn(2, 5, 8)
+    assert len(run_pass(DecomposeAttention(), Attends(function, batch_first=True), (x, CAUSAL, x)).matched) == 1
+
+
 # -- refusals -----------------------------------------------------------------------------------------------------
 
 
@@ -169,20 +209,10 @@ def used_whole(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
     return m.attn(x, y, z)[:1][0]
 
 
-def padded(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
-    return m.attn(x, y, z, key_padding_mask=y[..., 0] > 0)[0]
-
-
-def causal(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
-    return m.attn(x, y, z, attn_mask=x[0] @ y[0].t(), is_causal=True, need_weights=False)[0]
-
-
 REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "weights used": (weights_used, {}, "its attention weights are used, by `mul`"),
     "both returned": (both_returned, {}, "its attention weights are returned"),
     "used whole": (used_whole, {}, "its results are used together, by `getitem`"),
-    "padded": (padded, {}, "it is given key_padding_mask"),
-    "causal": (causal, {}, "it is given is_causal"),
     "added biases": (attend_to_others, {"add_bias_kv": True}, "it has biases that are added to keys and values"),
     "added zero": (attend_to_others, {"add_zero_attn": True}, "it attends to an added zero"),
 }  # fmt: skip
@@ -204,6 +234,18 @@ def recorded(model: nn.Module, inputs: Any, *, record: bool = True) -> PassResul
     if record:
         run_recorded(gm, inputs)
     return DecomposeAttention()(gm)
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")
+def test_refused_with_a_mask_of_another_dtype() -> None:
+    def function(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
+        return m.attn(x, x, x, attn_mask=y, key_padding_mask=z, need_weights=False)[0]
+
+    model = Attends(function, batch_first=True).bfloat16()
+    x, mask, padding = torch.randn(2, 5, 8).bfloat16(), torch.zeros(5, 5), PADDING.bfloat16()
+    assert reasons(recorded(model, (x, mask, padding))) == [
+        "its mask of the scores is neither boolean nor of the dtype of the query, in 2 or 3 dimensions"
+    ]
 
 
 def test_refused_with_hooks() -> None:
@@ -264,13 +306,69 @@ def test_encoder(norm: nn.Module | None, run_pass: RunPass) -> None:
     assert len(names) == 6
 
 
-class Masked(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = encoder_layer()
+class Calls(nn.Module):
+    """Calls a transformer with ``names`` of its arguments, in order."""
 
-    def forward(self, x: Tensor) -> Any:
-        return self.layer(x, src_mask=x[0, :, :5])
+    def __init__(self, inner: nn.Module, *names: str, **fixed: Any) -> None:
+        super().__init__()
+        self.inner, self.names, self.fixed = inner, names, fixed
+
+    def forward(self, *values: Tensor) -> Any:
+        return self.inner(**dict(zip(self.names, values, strict=True)), **self.fixed)
+
+
+@pytest.mark.parametrize("names", [("src_mask",), ("src_key_padding_mask",), ("src_mask", "src_key_padding_mask")])
+def test_encoder_layer_with_masks(names: tuple[str, ...], run_pass: RunPass) -> None:
+    masks = {"src_mask": CAUSAL, "src_key_padding_mask": PADDING}
+    model = Calls(randomised(encoder_layer(norm_first=True)), "src", *names).eval()
+    inputs = (torch.randn(2, 5, 8), *(masks[n] for n in names))
+    assert [m.rule for m in run_pass(DecomposeAttention(), model, inputs).matched] == ["encoder_layer"]
+
+
+@pytest.mark.parametrize("padding", [PADDING, INNER, PADDING.float().mul(-1e9)])
+@pytest.mark.parametrize("options", [{}, {"mask": CAUSAL}, {"is_causal": True, "mask": CAUSAL}])
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")
+def test_encoder_with_padding(padding: Tensor, options: dict[str, Any], nested: bool, run_pass: RunPass) -> None:
+    encoder = nn.TransformerEncoder(encoder_layer(), 2, nn.LayerNorm(8), enable_nested_tensor=nested)
+    names = ("src", "src_key_padding_mask", *(n for n in ("mask",) if n in options))
+    model = Calls(randomised(encoder), *names, **{k: v for k, v in options.items() if k == "is_causal"}).eval()
+    x, masks = torch.randn(2, 5, 8), [options["mask"]] if "mask" in options else []
+    result = run_pass(DecomposeAttention(), model, (x, padding, *masks), (x.flip(0), padding, *masks))
+    assert [m.rule for m in result.matched] == ["encoder"]
+    merged = [n for n in result.record.after.nodes if n.kind == "unflatten"]
+    assert len(merged) == 2, "the mask is merged once for all layers"
+
+
+def decoder_layer(**options: Any) -> nn.TransformerDecoderLayer:
+    return nn.TransformerDecoderLayer(8, 2, 16, **{"batch_first": True, **options})
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_first": True}, {"batch_first": False, "activation": "gelu"}])
+def test_decoder_layer(options: dict[str, Any], run_pass: RunPass) -> None:
+    names = ("tgt", "memory", "tgt_mask", "memory_key_padding_mask")
+    model = Calls(randomised(decoder_layer(**options)), *names, tgt_is_causal=True).eval()
+    first = options.get("batch_first", True)
+    sequences = [torch.randn(2, n, 8) if first else torch.randn(n, 2, 8) for n in (3, 5)]
+    result = run_pass(DecomposeAttention(), model, (*sequences, CAUSAL[:3, :3], PADDING))
+    assert [m.rule for m in result.matched] == ["decoder_layer"]
+    targets = [str(n.target) for n in result.graph_module.graph.nodes if n.op == "call_module"]
+    assert "inner.self_attn.in_proj" in targets
+    assert {"inner.multihead_attn.q_proj", "inner.multihead_attn.k_proj", "inner.norm3"} <= set(targets)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+def test_transformer(masked: bool, run_pass: RunPass) -> None:
+    whole = nn.Transformer(8, 2, 1, 2, 16, batch_first=True, norm_first=True)
+    masks = {"src_mask": CAUSAL, "tgt_mask": CAUSAL[:4, :4], "memory_mask": CAUSAL[:4], "src_key_padding_mask": INNER,
+             "tgt_key_padding_mask": PADDING[:, 1:]} if masked else {}  # fmt: skip
+    model = Calls(randomised(whole), "src", "tgt", *masks).eval()
+    inputs = (torch.randn(2, 5, 8), torch.randn(2, 4, 8), *masks.values())
+    result = run_pass(DecomposeAttention(), model, inputs)
+    assert [m.rule for m in result.matched] == ["transformer"]
+    assert "inner.decoder.layers.1.multihead_attn.v_proj" in {str(n.target) for n in result.graph_module.graph.nodes}
 
 
 def with_hook() -> nn.Module:
@@ -288,7 +386,6 @@ def stack(layer: nn.TransformerEncoderLayer, norm: nn.Module | None = None) -> n
 
 
 REFUSED_LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "masked": (Masked, "it is given src_mask"),
     "hooks": (with_hook, "it has hooks"),
     "activation": (lambda: encoder_layer(activation=F.silu), "its activation is neither ReLU nor exact GELU"),
     "approximate": (lambda: encoder_layer(activation=nn.GELU("tanh")), "its activation is neither ReLU nor exact GELU"),
@@ -303,6 +400,14 @@ def test_refused_layers(name: str) -> None:
     result = recorded(nn.Sequential(make()).eval(), (torch.randn(2, 5, 8),))
     assert reasons(result) == [reason]
     assert not result.modified
+
+
+def test_refused_transformer() -> None:
+    whole = nn.Transformer(8, 2, 1, 1, 16, batch_first=True, custom_encoder=stack(Mine(8, 2, 16, batch_first=True)))
+    inputs = (torch.randn(2, 5, 8), torch.randn(2, 4, 8))
+    assert reasons(recorded(Calls(whole, "src", "tgt").eval(), inputs)) == ["a Mine is one of its layers"]
+    whole.encoder = nn.Identity()
+    assert _transformer.transformer_reason(whole, {}) == "its encoder is a Identity"
 
 
 def test_refused_layer_in_training_mode() -> None:

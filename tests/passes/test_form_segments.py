@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class Mixed(nn.Module):
         return second, first
 
 
-def lowered(model: nn.Module, x: Tensor) -> fxq.passes.PassResult:
+def lowered(model: nn.Module, x: Any) -> fxq.passes.PassResult:
     torch.manual_seed(0)
     gm = fxq.compile(model.eval(), x, calibration=[x], target="reference", progress=False)
     return FormSegments()(gm, x)
@@ -98,3 +100,54 @@ def test_diagrams_open_segments() -> None:
     assert "QConv2d" not in fxq.visualize.diagram(gm).source
     assert fxq.visualize.diagram(gm, open_segments=True).source.count("QConv2d") >= 3
     assert "QConv2d" in fxq.visualize.diagram(segments(gm)[0][1].subgraph).source
+
+
+class Padded(nn.Module):
+    """Two encoder layers under one padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(x, src_key_padding_mask=padding))
+        return out
+
+
+def test_boolean_masks_are_added_so_that_attention_is_inside() -> None:
+    torch.manual_seed(0)
+    x, padding = torch.randn(3, 6, 16), torch.arange(6) >= torch.tensor([[6], [4], [2]])
+    model = Padded().eval()
+    gm = fxq.compile(model, (x, padding), calibration=[(x, padding)], target="reference", progress=False)
+    result = FormSegments()(gm, (x, padding))
+    assert len(segments(result.graph_module)) == 1
+    assert [m.rule for m in result.matched].count("added_mask") == 2
+    kinds = [n.kind for n in result.record.after.nodes]
+    assert "attention" not in kinds
+    assert kinds.count("masked_fill") == 1
+    with torch.no_grad():
+        for batch in (x, padding), (x[1:], padding[1:]), (x[:1], padding[:1]):
+            found, wanted = result.graph_module(*batch), model(*batch)
+            shown = ~batch[1]
+            assert torch.allclose(found[shown], wanted[shown], atol=0.1)
+            assert torch.allclose(found, gm(*batch), atol=0.02)
+        shut = torch.ones_like(padding)
+        assert torch.allclose(result.graph_module(x, shut), gm(x, shut), atol=0.02), "a query without any key"
+
+
+def test_masks_of_numbers_and_masks_of_all_images_alike_stay() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            q = self.stem(x)
+            return nn.functional.scaled_dot_product_attention(q, q, q, mask)
+
+    x = torch.randn(2, 2, 5, 8)
+    for mask in (torch.randn(2, 1, 5, 5), torch.ones(5, 5, dtype=torch.bool).tril()):
+        result = lowered(Masked(), (x, mask))
+        assert "added_mask" not in [m.rule for m in result.matched]

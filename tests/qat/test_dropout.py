@@ -116,6 +116,17 @@ def test_attention_and_encoder_layers_keep_all_of_theirs() -> None:
     finishes(model)
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+def test_a_whole_transformer_keeps_all_of_its_dropouts() -> None:
+    torch.manual_seed(0)
+    whole = nn.Transformer(8, 2, 1, 2, 16, dropout=0.25, batch_first=True, norm_first=True)
+    model = fxq.prepare_qat(Apply(lambda m, x: m.whole(x, m.stem(x)), whole=whole, stem=fc()), torch.randn(_X))
+    assert sum(isinstance(m, nn.Dropout) for m in model.modules()) == 3 + 2 * 4
+    assert sum(isinstance(m, DroppingAttention) for m in model.modules()) == 1 + 2 * 2
+    assert not fxq.report(model).notes
+    finishes(model.train())
+
+
 def test_behind_an_attention_module() -> None:
     def block(m: Any, x: Tensor) -> Tensor:
         y, _ = m.attention(x, x, x, need_weights=False)
