@@ -14,8 +14,9 @@ from fxq.ir.shapes import TENSOR_KEY, TensorSpec, keep_record, tensor_spec
 def add_masks(rw: Rewriter) -> None:
     """Turn the boolean masks of each image, ``[batch, heads or 1, queries or 1, keys]``, into ones that are added.
 
-    Before: ``attention(q, k, v, shown)``. After: ``attention(q, k, v, added)``, 0 where a key is shown and minus infinity
-    where not, made once for all that read it. Masks that are constants stay: the engine reads them as they are.
+    Before: ``attention(q, k, v, shown)``. After: ``attention(q, k, v, added)``, 0 where a key is shown and minus
+    infinity where not, made once for all that read it. Masks that are constants stay: the engine reads them as they
+    are.
     """
     made: dict[fx.Node, fx.Node] = {}
     for call in rw.calls():
