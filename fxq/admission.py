@@ -9,14 +9,16 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from fxq.errors import CalibrationError, GraphError, InputError
+from fxq.ir.stage import Stage, stage_of
 from fxq.manager.running import run_on_copy
-from fxq.tracing import ModelInputs
+from fxq.tracing import ModelInputs, check_traceable
 
 
 def check_model(model: nn.Module) -> None:
     """Raise InputError where ``model`` cannot be compiled as it is."""
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}", fix="give a torch.nn.Module")
+    check_traceable(model)
     training = [name or "the root module" for name, m in model.named_modules() if m.training]
     if training:
         raise InputError("the model is in training mode", where=", ".join(training[:3]),
@@ -28,6 +30,14 @@ def check_model(model: nn.Module) -> None:
             layer, _, own = name.rpartition(".")
             raise InputError(f"`{own}` {reason}", where=f"layer `{layer or 'the root module'}`",
                              fix="load other weights, or look for what made these")  # fmt: skip
+
+
+def check_float(model: nn.Module) -> None:
+    """Raise InputError where ``model`` is a graph that was quantised already."""
+    stage = stage_of(model) if isinstance(model, fx.GraphModule) else Stage.FLOAT
+    if stage > Stage.FUSED:
+        raise InputError(f"the model is {stage} already", why="fxq quantised it, and would do so again",
+                         fix="give the float model, or passes= that take this graph further")  # fmt: skip
 
 
 def _unusable(name: str, tensor: torch.Tensor) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxq.admission import check_model, check_runs, private_copy
+from fxq.admission import check_float, check_model, check_runs, private_copy
 from fxq.errors import CalibrationError, InputError
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
 from fxq.manager.layers import layer_records
@@ -70,6 +70,8 @@ def compile(
     chosen = trained or resolve_recipe(recipe, calibration is not None)
     target = resolve_target(target)
     check_model(model)
+    if trained is None and passes is None:
+        check_float(model)
     if chosen.quantises and calibration is None and passes is None and trained is None:
         raise InputError("the int8 recipe needs calibration data", why="nobody's data is invented",
                          fix="pass calibration=loader, or recipe='float'")  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxq
-from fxq.errors import CalibrationError, FxqError, InputError, PassError, TargetError
+from fxq.errors import CalibrationError, FxqError, InputError, PassError, TargetError, TraceError
 
 X = torch.randn(2, 4)
 
@@ -45,6 +45,10 @@ CASES: dict[str, tuple[Callable[[], Any], type[FxqError], str]] = {
                        r"unknown target 'onedn'\n.*did you mean 'onednn'"),
     "no module": (lambda: fxq.compile(lambda x: x, X), InputError, "the model is a function"),  # type: ignore[arg-type]
     "a class": (lambda: fxq.compile(nn.Linear, X), InputError, "the model is a type"),  # type: ignore[arg-type]
+    "scripted": (lambda: fxq.compile(torch.jit.trace(model(), X), X, calibration=[X]), TraceError,
+                 r"TorchScript module.*\n.*give the Python module that was scripted"),
+    "int8 already": (lambda: fxq.compile(fxq.compile(model(), X, calibration=[X]), X, calibration=[X]), InputError,
+                     r"the model is INT8 already\n.*\n.*give the float model, or passes="),
     "training": (lambda: fxq.compile(model().train(), X), InputError,
                  r"in training mode\n.*the root module, 0, 1\n.*\n.*model.eval\(\)"),
     "one layer training": (lambda: fxq.compile(training(1), X), InputError, r"in training mode\n  where: 1\n"),

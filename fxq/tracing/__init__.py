@@ -1,7 +1,7 @@
 """From a ``torch.nn.Module`` to a ``torch.fx.GraphModule``."""
 
 from fxq.ir.module import TracedModule
-from fxq.tracing.capture import trace
+from fxq.tracing.capture import check_traceable, trace
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
 from fxq.tracing.record import OpaqueLeaf, SpecialisedArgument, TraceRecord
 
@@ -11,6 +11,7 @@ __all__ = [
     "SpecialisedArgument",
     "TraceRecord",
     "TracedModule",
+    "check_traceable",
     "clone_inputs",
     "normalise_inputs",
     "trace",

@@ -42,7 +42,7 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
         InputError: ``model`` is not a module, or ``example_inputs`` do not fit it.
         TraceError: the model's own ``forward`` cannot be captured; the message names the line.
     """
-    _check(model)
+    check_traceable(model)
     inputs = normalise_inputs(model, example_inputs)
     if isinstance(model, GraphModule):
         gm = copy_graph_module(model)
@@ -59,7 +59,13 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
     return gm
 
 
-def _check(model: nn.Module) -> None:
+def check_traceable(model: nn.Module) -> None:
+    """Raise where ``model`` is of a kind that has no Python code to trace.
+
+    Raises:
+        InputError: it is no module.
+        TraceError: it is scripted or compiled.
+    """
     if not isinstance(model, nn.Module):
         raise InputError(
             f"fxq traces a torch.nn.Module, not a {type(model).__name__}", fix="wrap the function in a module's forward"
