@@ -66,7 +66,8 @@ def private_copy(model: nn.Module) -> nn.Module:
     except (TypeError, RuntimeError, ValueError) as error:
         raise InputError(
             "the model cannot be copied", why=f"{type(error).__name__}: {error}",
-            fix="fxq works on a copy: remove what cannot be copied from the module's attributes",
+            fix="fxq works on a copy: remove what cannot be copied from the module's attributes; where a parameter is "
+            "computed by a hook, call torch.nn.utils.remove_weight_norm, or the model once under torch.no_grad()",
         ) from error  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxq.admission import check_float, check_model, check_runs, private_copy
+from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
 from fxq.manager.layers import layer_records
@@ -85,7 +86,10 @@ def compile(
     report = Report(
         options={"recipe": chosen.name, "target": target, "passes": "the recipe's" if passes is None else "given"}
     )
-    gm = trace(private_copy(model), inputs)
+    copied = private_copy(model)
+    for sentence in take_computed_parameters(copied):
+        report.note(sentence)
+    gm = trace(copied, inputs)
     _note_trace(gm, report)
     if trained is not None:
         note_finish(report, model, target, calibrated=calibration is not None)

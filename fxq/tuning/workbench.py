@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxq.admission import check_model, check_runs, private_copy
+from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.snapshot import take_snapshot
@@ -77,7 +78,9 @@ class Workbench:
         self.target = target
         self._histograms = histograms
         self._progress = progress
-        self.traced = trace(private_copy(model), given)
+        copied = private_copy(model)
+        take_computed_parameters(copied)
+        self.traced = trace(copied, given)
         kind, source = (CalibrationError, "the first calibration batch") if example_inputs is None else (
             InputError, "the example inputs")  # fmt: skip
         check_runs(self.traced, given, kind, source)
