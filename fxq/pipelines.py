@@ -15,6 +15,7 @@ from fxq.passes.eliminate import Eliminate
 from fxq.passes.equalise_layers import EqualiseLayers
 from fxq.passes.fold_batch_norm import FoldBatchNorm
 from fxq.passes.fold_constants import FoldConstants
+from fxq.passes.fold_scale import FoldScale
 from fxq.passes.form_segments import FormSegments
 from fxq.passes.functionalise import Functionalise
 from fxq.passes.fuse_activation import FuseActivation
@@ -47,6 +48,7 @@ def float_pipeline(verify: bool = True) -> PassManager:
             DecomposeAttention(),
             RecogniseActivations(),
             FoldBatchNorm(),
+            FoldScale(),
             FuseResidual(),
             FuseActivation(),
         ],
