@@ -148,8 +148,9 @@ def _bind(model: nn.Module, example_inputs: Any, calibration: Any) -> tuple[Mode
 
 def _float_passes() -> tuple[list[Pass | PassManager], list[Pass | PassManager], list[Pass | PassManager]]:
     """The passes that ``fxq.compile`` runs before it observes, up to the canonical spelling, up to folding, and on."""
-    # factors of channels train on their own
-    passes = list(float_pipeline().without("fold_scale").replace("fold_batch_norm", FoldBatchNormBehind()))
+    # factors of channels train on their own, and so do attention weights that drop out
+    manager = float_pipeline().without("fold_scale").without("recognise_attention")
+    passes = list(manager.replace("fold_batch_norm", FoldBatchNormBehind()))
     names = [p.name for p in passes]
     spelled, folded = names.index("canonicalise") + 1, names.index("fold_batch_norm")
     return passes[:spelled], passes[spelled:folded], passes[folded:]
