@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,15 +18,15 @@ from fxq.ir.shapes import TensorSpec, tensor_spec
 from fxq.manager.base import Numerics, RulePass
 from fxq.passes._layers import write_between
 
-_FACTORS = ("factor", "divisor", "query factor")
+_FACTORS = ("factor", "query factor")
+_DIVISORS = ("divisor", "query divisor")
 
 
 @dataclass(frozen=True)
 class RecogniseAttention(RulePass):
     """Replace scaled dot-product attention (Vaswani et al., arXiv:1706.03762) written out by hand.
 
-    Before: ``softmax((q * a) @ k^T * b + bias, -1) @ v``, or a division by ``b``; each factor and the bias may be
-    missing. After: ``attention(q, k, v, bias, scale=a b)``, with ``q, k, v [..., length, width]``.
+    Before: ``softmax((q * a) @ k^T * b + bias, -1) @ v``, or divisions; each factor and the bias may be missing. After: ``attention(q, k, v, bias, scale=a b)``, with ``q, k, v [..., length, width]``.
 
     One operation sums in another order than several: the result is close, not equal.
 
@@ -39,9 +40,11 @@ class RecogniseAttention(RulePass):
 
     def rules(self) -> RuleTable:
         key = Anything("key", numbers=False)
+        query = Anything("query", numbers=False)
         product = AnyOf((
-            call("matmul", call("mul", Anything("query", numbers=False), Anything("query factor")), key, name="scores"),
-            call("matmul", Anything("query", numbers=False), key, name="scores"),
+            call("matmul", call("mul", query, Anything("query factor")), key, name="scores"),
+            call("matmul", call("div", query, Anything("query divisor")), key, name="scores"),
+            call("matmul", query, key, name="scores"),
         ))  # fmt: skip
         scaled = AnyOf((
             call("mul", product, Anything("factor")),
@@ -63,7 +66,7 @@ def _explain(match: Match, rw: Rewriter) -> str:
 
 
 def _replace(match: Match, rw: Rewriter) -> str | None:
-    if not all(is_finite_number(match.bound[name]) for name in _FACTORS if name in match.bound):
+    if _scale(match) is None or any(c.attrs.get("alpha", 1) != 1 for c in match.calls):
         return ""  # another of the alternatives fits, or none
     scores, softmax = match.call("scores"), match.call("softmax")
     query, key, value = (match.value(name) for name in ("query", "key", "value"))
@@ -90,9 +93,13 @@ def _replace(match: Match, rw: Rewriter) -> str | None:
     return None
 
 
-def _scale(match: Match) -> float:
-    bound = match.bound
-    return float(bound.get("query factor", 1.0) * bound.get("factor", 1.0) / bound.get("divisor", 1.0))
+def _scale(match: Match) -> float | None:
+    """The factor of the scores; None where it is not made of finite numbers that stand in the graph."""
+    factors = [match.bound[name] for name in _FACTORS if name in match.bound]
+    divisors = [match.bound[name] for name in _DIVISORS if name in match.bound]
+    if not all(map(is_finite_number, (*factors, *divisors))) or 0 in divisors:
+        return None
+    return float(math.prod(factors) / math.prod(divisors))
 
 
 def _writes(match: Match, rw: Rewriter) -> str | None:

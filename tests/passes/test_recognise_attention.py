@@ -42,6 +42,7 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
     "scores scaled": lambda m, q, k, v: ((q @ k.transpose(-2, -1)) * 0.5).softmax(dim=3) @ v,
     "scores divided": lambda m, q, k, v: torch.softmax(torch.matmul(q, k.mT) / math.sqrt(4), -1).matmul(v),
     "both": lambda m, q, k, v: ((0.5 * q) @ k.transpose(2, 3) / 3).softmax(-1) @ v,
+    "query divided": lambda m, q, k, v: (q / 2 @ k.transpose(-2, -1)).softmax(-1) @ v,
     "no scale": lambda m, q, k, v: (q @ k.transpose(-2, -1)).softmax(-1) @ v,
     "bias": lambda m, q, k, v: (q * 0.5 @ k.transpose(-2, -1) + m.bias).softmax(-1) @ v,
     "bias first": lambda m, q, k, v: (m.bias + (q @ k.transpose(-2, -1)) * 0.5).softmax(-1) @ v,
@@ -89,6 +90,9 @@ REFUSED: dict[str, tuple[Callable[..., Any], Tensor | None, str]] = {
     "another dimension": (lambda m, q, k, v: (q @ k.mT).softmax(-2) @ v, None, "over another dimension than the keys"),
     "weights used": (weights_used, None, "is also used by"),
     "written": (writes, None, "may write in place between"),
+    "twice the bias": (lambda m, q, k, v: torch.add(q @ k.mT, m.bias, alpha=2).softmax(-1) @ v, None,
+                       "not that of one scaled product"),
+    "divided by nothing": (lambda m, q, k, v: (q @ k.mT / 0).softmax(-1) @ v, None, "not that of one scaled product"),
     "no product": (lambda m, q, k, v: q.softmax(-1) @ k.mT @ v, None, "not that of one scaled product"),
     "a norm between": (lambda m, q, k, v: (q @ k.mT).tanh().softmax(-1) @ v, None, "not that of one scaled product"),
 }  # fmt: skip
