@@ -26,7 +26,8 @@ _DIVISORS = ("divisor", "query divisor")
 class RecogniseAttention(RulePass):
     """Replace scaled dot-product attention (Vaswani et al., arXiv:1706.03762) written out by hand.
 
-    Before: ``softmax((q * a) @ k^T * b + bias, -1) @ v``, or divisions; each factor and the bias may be missing. After: ``attention(q, k, v, bias, scale=a b)``, with ``q, k, v [..., length, width]``.
+    Before: ``softmax((q * a) @ k^T * b + bias, -1) @ v``, or divisions; each factor and the bias may be missing. After:
+    ``attention(q, k, v, bias, scale=a b)``, with ``q, k, v [..., length, width]``.
 
     One operation sums in another order than several: the result is close, not equal.
 
