@@ -3,7 +3,6 @@
 
 #include <stdio.h>
 
-#include <chrono>
 #include <new>
 
 #include "threads.h"
@@ -28,10 +27,6 @@ class Rounding {
     const unsigned before_;
 #endif
 };
-
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 class Call final : public Work {
    public:
@@ -83,9 +78,9 @@ class Call final : public Work {
     void do_tasks(int operation, const Context& context, int thread, int64_t tasks, int64_t begin, int64_t end) const {
         const Operation& op = program_.operations[static_cast<size_t>(operation)];
         if (!timed_) return op.kernel->run(op, context, tasks, begin, end);
-        const double start = now();
+        const int64_t start = Pool::now();
         op.kernel->run(op, context, tasks, begin, end);
-        memory_->seconds(thread)[operation] += now() - start;
+        memory_->seconds(thread)[operation] += static_cast<double>(Pool::now() - start) * 1e-9;
     }
 
     void by_tasks(int thread, Context context) {
@@ -141,12 +136,18 @@ void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, in
         in_bytes[i] = inputs[i];
         for (int64_t& stride : in_bytes[i].strides) stride *= program->input_size[static_cast<size_t>(i)];
     }
+    Pool& pool = Pool::instance();
+    if (threads > 1 && !pool.worth(program->pace.load(std::memory_order_relaxed) * images)) threads = 1;
+    const int64_t start = Pool::now();
     std::unique_ptr<Memory> memory = program->store.take(program->header.arena_bytes, program->scratch_bytes);
     const Context context{nullptr, in_bytes, outputs, 0, 0, images, nullptr};
     Call call(*program, memory.get(), context, images, threads, seconds != nullptr);
     memory->prepare(threads, call.counters(), seconds ? program->header.operations : 0);
     if (!memory->block(0) || !memory->scratch(0)) throw std::bad_alloc();
-    if (threads == 1 || !Pool::instance().run(&call, threads)) call.take_part(0);
+    if (threads == 1 || !pool.run(&call, threads)) call.take_part(0);
+    pool.finished();
+    // What one thread takes at most, since some of the others may have come late.
+    program->pace.store((Pool::now() - start) * threads / images, std::memory_order_relaxed);
     if (seconds) memory->add_seconds(seconds);
     program->store.give(std::move(memory));
 }
