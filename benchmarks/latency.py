@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import show
+from benchmarks import show, summary
 from benchmarks.measure import measure, select
 from benchmarks.peers import PEERS
 from benchmarks.subjects import subject
@@ -46,12 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs.append(run)
             if options.json is not None:  # after each run, so that an interrupted sweep keeps what it has
                 show.write_json(options.json, show.report(runs, machine))
+    means = summary.table(runs)
+    if means is not None:
+        console.print(means)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=["resnet50"], metavar="NAME", help="torchvision networks, bert_base")
+    parser.add_argument("--models", nargs="+", default=["resnet50"], metavar="NAME",
+                        help="torchvision networks, bert_base")  # fmt: skip
     parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="batch sizes")
     parser.add_argument("--peers", nargs="+", default=list(_DEFAULT), choices=[n for n in PEERS if n != _BASELINE])
     parser.add_argument("--threads", type=int, help="threads of every peer; by default torch's")

@@ -95,7 +95,9 @@ def randomised(model: Bert) -> Bert:
     return model
 
 
-def token_batches(batches: int, batch_size: int, *, seed: int, tokens: int = 128, vocabulary: int = VOCABULARY) -> list[Tensor]:
+def token_batches(
+    batches: int, batch_size: int, *, seed: int, tokens: int = 128, vocabulary: int = VOCABULARY
+) -> list[Tensor]:
     """Return batches of seeded token numbers, int64 ``[batch_size, tokens]``, few of them frequent, as in text."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch_size, tokens)
