@@ -25,6 +25,7 @@ from fxq.passes.lower_int8 import LowerInt8
 from fxq.passes.quantise_dynamically import QuantiseDynamically
 from fxq.passes.quantise_weights import QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations
+from fxq.passes.recognise_attention import RecogniseAttention
 from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively
 from fxq.passes.smooth_quant import SmoothQuant
@@ -46,6 +47,7 @@ def float_pipeline(verify: bool = True) -> PassManager:
             Eliminate(),
             DecomposeAttention(),
             RecogniseActivations(),
+            RecogniseAttention(),
             FoldBatchNorm(),
             FuseResidual(),
             FuseActivation(),

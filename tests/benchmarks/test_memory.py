@@ -45,7 +45,9 @@ def test_a_saved_network_runs_in_a_process_of_its_own() -> None:
     assert 0 < use.running < use.imported
 
 
-@pytest.mark.parametrize(("save", "reason"), [(_broken, "NotImplementedError: no file form"), (_nonsense, "StorageError")])
+@pytest.mark.parametrize(
+    ("save", "reason"), [(_broken, "NotImplementedError: no file form"), (_nonsense, "StorageError")]
+)
 def test_failures_say_why(save: object, reason: str) -> None:
     use = use_of(Form("Peer", "fxq", save), tiny(), threads=1)  # type: ignore[arg-type]
     assert reason in (use.failure or "")
