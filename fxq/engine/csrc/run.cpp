@@ -44,7 +44,17 @@ class Call final : public Work {
     // finished tasks.
     int64_t counters() const { return 2 + executions_ * (threads_ + 1); }
 
+    // Nanoseconds that the threads have spent in it together.
+    int64_t spent() const { return spent_.load(std::memory_order_relaxed); }
+
     void take_part(int thread) override {
+        const int64_t start = Pool::now();
+        all_images(thread);
+        spent_.fetch_add(Pool::now() - start, std::memory_order_relaxed);
+    }
+
+   private:
+    void all_images(int thread) {
         const Rounding rounding;
         Context context = context_;
         context.scratch = memory_->scratch(thread);
@@ -54,7 +64,6 @@ class Call final : public Work {
         if (executions_) by_tasks(thread, context);
     }
 
-   private:
     void whole_images(int thread, Context context) {
         Counter *const claimed = memory_->counters(), *const finished = claimed + 1;
         const int64_t parts = chunks_ / threads_;
@@ -124,6 +133,7 @@ class Call final : public Work {
     const bool timed_;
     int64_t each_, rest_, chunk_, chunks_;
     int64_t executions_ = 0;
+    std::atomic<int64_t> spent_{0};
 };
 
 void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads,
@@ -138,7 +148,6 @@ void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, in
     }
     Pool& pool = Pool::instance();
     if (threads > 1 && !pool.worth(program->pace.load(std::memory_order_relaxed) * images)) threads = 1;
-    const int64_t start = Pool::now();
     std::unique_ptr<Memory> memory = program->store.take(program->header.arena_bytes, program->scratch_bytes);
     const Context context{nullptr, in_bytes, outputs, 0, 0, images, nullptr};
     Call call(*program, memory.get(), context, images, threads, seconds != nullptr);
@@ -146,8 +155,7 @@ void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, in
     if (!memory->block(0) || !memory->scratch(0)) throw std::bad_alloc();
     if (threads == 1 || !pool.run(&call, threads)) call.take_part(0);
     pool.finished();
-    // What one thread takes at most, since some of the others may have come late.
-    program->pace.store((Pool::now() - start) * threads / images, std::memory_order_relaxed);
+    program->pace.store(call.spent() / images, std::memory_order_relaxed);
     if (seconds) memory->add_seconds(seconds);
     program->store.give(std::move(memory));
 }
