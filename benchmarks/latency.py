@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import show, zoo
-from benchmarks.measure import Subject, measure, select
+from benchmarks import show, summary
+from benchmarks.measure import measure, select
 from benchmarks.peers import PEERS
+from benchmarks.subjects import subject
 
 _BASELINE = "eager"
 _DEFAULT = tuple(name for name in PEERS if name not in (_BASELINE, "fxq-reference"))
@@ -38,25 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.models:
         for batch in options.batch:
             with console.status(name) as status:
-                subject = _subject(name, batch, options.seed)
                 peers = select(PEERS, options.peers)
-                run = measure(subject, PEERS[_BASELINE], peers, budget_s=options.budget, say=status.update)
+                measured = subject(name, batch, options.seed)
+                run = measure(measured, PEERS[_BASELINE], peers, budget_s=options.budget, say=status.update)
             console.print(show.table(run))
             runs.append(run)
             if options.json is not None:  # after each run, so that an interrupted sweep keeps what it has
                 show.write_json(options.json, show.report(runs, machine))
+    means = summary.table(runs)
+    if means is not None:
+        console.print(means)
     return 0
-
-
-def _subject(name: str, batch: int, seed: int) -> Subject:
-    model, _ = zoo.build(name, seed=seed)
-    example = zoo.images(1, batch, zoo.image_size(name), seed=seed)[0]
-    return Subject(name, model, example, zoo.calibration(name), zoo.evaluation(name))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=["resnet50"], metavar="NAME", help="torchvision networks")
+    parser.add_argument("--models", nargs="+", default=["resnet50"], metavar="NAME",
+                        help="torchvision networks, bert_base")  # fmt: skip
     parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="batch sizes")
     parser.add_argument("--peers", nargs="+", default=list(_DEFAULT), choices=[n for n in PEERS if n != _BASELINE])
     parser.add_argument("--threads", type=int, help="threads of every peer; by default torch's")

@@ -60,7 +60,19 @@ class Run:
 def measure(
     subject: Subject, baseline: Peer, peers: Sequence[Peer], budget_s: float, say: Callable[[str], None]
 ) -> Run:
-    """Measure ``peers`` beside ``baseline`` on ``subject`` for about ``budget_s`` seconds.
+    """Measure ``peers`` beside ``baseline`` on ``subject`` for about ``budget_s`` seconds."""
+    entries, calls = prepare(subject, (baseline, *peers), say)
+    say(f"{subject.name}, batch {len(subject.example)}: timing {len(calls)} of {len(entries)}")
+    with torch.inference_mode():
+        rows = {row.name: row for row in summarise(interleave(calls, budget_s=budget_s))} if calls else {}
+    timed = tuple(replace(entry, row=rows.get(entry.peer)) for entry in entries)
+    return Run(subject.name, tuple(subject.example.shape), torch.get_num_threads(), timed)
+
+
+def prepare(
+    subject: Subject, peers: Sequence[Peer], say: Callable[[str], None]
+) -> tuple[list[Entry], dict[str, Callable[[], object]]]:
+    """Return an entry for each peer, not timed yet, and a call on the example for each that can be timed.
 
     A peer that is not installed, or fails while it is prepared or runs the evaluation images, gets an entry with the
     reason; the others go on.
@@ -70,17 +82,13 @@ def measure(
         reference = torch.cat([subject.model(batch) for batch in images])
     calls: dict[str, Callable[[], object]] = {}
     entries: list[Entry] = []
-    for peer in (baseline, *peers):
+    for peer in peers:
         say(f"{subject.name}, batch {len(subject.example)}: preparing {peer.title}")
         entry, prepared = _prepare(peer, subject, images, reference)
         entries.append(entry)
         if prepared is not None:
             calls[peer.name] = _bind(prepared, subject.example)
-    say(f"{subject.name}, batch {len(subject.example)}: timing {len(calls)} of {len(entries)}")
-    with torch.inference_mode():
-        rows = {row.name: row for row in summarise(interleave(calls, budget_s=budget_s))} if calls else {}
-    timed = tuple(replace(entry, row=rows.get(entry.peer)) for entry in entries)
-    return Run(subject.name, tuple(subject.example.shape), torch.get_num_threads(), timed)
+    return entries, calls
 
 
 def sqnr_db(reference: Tensor, output: Tensor) -> float:
@@ -101,7 +109,7 @@ def _prepare(
         return replace(entry, failure=reason), None
     start = time.perf_counter()
     try:
-        with _quiet():
+        with quiet():
             prepared = peer.prepare(copy.deepcopy(subject.model), subject.example, subject.calibration)
         spent = time.perf_counter() - start
         with torch.inference_mode():
@@ -126,7 +134,7 @@ def _bind(prepared: Prepared, example: Tensor) -> Callable[[], object]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back what the peers print and log while they convert."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -49,7 +49,7 @@ def reason(entry: Entry) -> str:
 
 def to_dict(run: Run) -> dict[str, Any]:
     """Return the run as plain data. Numbers that JSON cannot hold become null: the SQNR of identical outputs."""
-    plain: dict[str, Any] = _finite(asdict(run))
+    plain: dict[str, Any] = finite(asdict(run))
     return plain
 
 
@@ -97,11 +97,12 @@ def _cells(entry: Entry) -> list[str]:
     return [*times, f"{row.ratio:.2f}x", sqnr, f"{entry.agreement:.0%}", size, f"{entry.prepare_s:.1f} s"]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain data with null in place of numbers that JSON cannot hold, and lists in place of tuples."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -98,4 +98,5 @@ def _maker(port: Port) -> Callable[[int], Tensor]:
         strided = torch.empty_strided
         return lambda images: strided((images, channels, height, width), strides, dtype=dtype)
     empty = torch.empty
-    return lambda images: empty((images, *shape), dtype=dtype)
+    # Sizes one by one: a tuple is tried as the sizes of named dimensions first, which takes half a microsecond.
+    return lambda images: empty(images, *shape, dtype=dtype)

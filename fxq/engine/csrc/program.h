@@ -2,6 +2,7 @@
 #ifndef FXQ_PROGRAM_H
 #define FXQ_PROGRAM_H
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,6 +28,7 @@ struct fxq_program {
     int64_t scratch_bytes = 0;
     int64_t packed_bytes = 0;
     fxq::Store store;
+    std::atomic<int64_t> pace{int64_t(1) << 32};  // nanoseconds of an image on one thread, as the last call had it
 
     fxq_program() = default;
     fxq_program(const fxq_program&) = delete;

@@ -3,7 +3,6 @@
 
 #include <stdio.h>
 
-#include <chrono>
 #include <new>
 
 #include "threads.h"
@@ -29,10 +28,6 @@ class Rounding {
 #endif
 };
 
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 class Call final : public Work {
    public:
     Call(const fxq_program& program, Memory* memory, const Context& context, int64_t images, int threads, bool timed)
@@ -49,7 +44,17 @@ class Call final : public Work {
     // finished tasks.
     int64_t counters() const { return 2 + executions_ * (threads_ + 1); }
 
+    // Nanoseconds that the threads have spent in it together.
+    int64_t spent() const { return spent_.load(std::memory_order_relaxed); }
+
     void take_part(int thread) override {
+        const int64_t start = Pool::now();
+        all_images(thread);
+        spent_.fetch_add(Pool::now() - start, std::memory_order_relaxed);
+    }
+
+   private:
+    void all_images(int thread) {
         const Rounding rounding;
         Context context = context_;
         context.scratch = memory_->scratch(thread);
@@ -59,7 +64,6 @@ class Call final : public Work {
         if (executions_) by_tasks(thread, context);
     }
 
-   private:
     void whole_images(int thread, Context context) {
         Counter *const claimed = memory_->counters(), *const finished = claimed + 1;
         const int64_t parts = chunks_ / threads_;
@@ -83,9 +87,9 @@ class Call final : public Work {
     void do_tasks(int operation, const Context& context, int thread, int64_t tasks, int64_t begin, int64_t end) const {
         const Operation& op = program_.operations[static_cast<size_t>(operation)];
         if (!timed_) return op.kernel->run(op, context, tasks, begin, end);
-        const double start = now();
+        const int64_t start = Pool::now();
         op.kernel->run(op, context, tasks, begin, end);
-        memory_->seconds(thread)[operation] += now() - start;
+        memory_->seconds(thread)[operation] += static_cast<double>(Pool::now() - start) * 1e-9;
     }
 
     void by_tasks(int thread, Context context) {
@@ -129,6 +133,7 @@ class Call final : public Work {
     const bool timed_;
     int64_t each_, rest_, chunk_, chunks_;
     int64_t executions_ = 0;
+    std::atomic<int64_t> spent_{0};
 };
 
 void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads,
@@ -141,12 +146,16 @@ void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, in
         in_bytes[i] = inputs[i];
         for (int64_t& stride : in_bytes[i].strides) stride *= program->input_size[static_cast<size_t>(i)];
     }
+    Pool& pool = Pool::instance();
+    if (threads > 1 && !pool.worth(program->pace.load(std::memory_order_relaxed) * images)) threads = 1;
     std::unique_ptr<Memory> memory = program->store.take(program->header.arena_bytes, program->scratch_bytes);
     const Context context{nullptr, in_bytes, outputs, 0, 0, images, nullptr};
     Call call(*program, memory.get(), context, images, threads, seconds != nullptr);
     memory->prepare(threads, call.counters(), seconds ? program->header.operations : 0);
     if (!memory->block(0) || !memory->scratch(0)) throw std::bad_alloc();
-    if (threads == 1 || !Pool::instance().run(&call, threads)) call.take_part(0);
+    if (threads == 1 || !pool.run(&call, threads)) call.take_part(0);
+    pool.finished();
+    program->pace.store(call.spent() / images, std::memory_order_relaxed);
     if (seconds) memory->add_seconds(seconds);
     program->store.give(std::move(memory));
 }

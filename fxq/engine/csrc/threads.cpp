@@ -3,7 +3,8 @@
 #include <chrono>
 #include <new>
 #include <system_error>
-#include <thread>
+
+#include "cores.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -15,8 +16,10 @@
 namespace fxq {
 namespace {
 
-constexpr int MOST_WORKERS = 255;
-constexpr auto AWAKE = std::chrono::microseconds(100);  // how long a worker without work spins
+constexpr size_t MOST_WORKERS = 255;
+// About what waking a worker takes: whoever spins that long before sleeping spends at most twice what he had to.
+constexpr int64_t AWAKE = 200000;
+constexpr int64_t WORTH_WAKING = 200000;  // of a job: below, it is over before the worker has come
 
 std::atomic<Pool*> current{nullptr};
 std::mutex making;
@@ -57,15 +60,41 @@ Pool& Pool::instance() {
     return *current.load();
 }
 
+int64_t Pool::now() {
+    const auto since = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
+}
+
 void Pool::grow(int threads) {
-    while (workers_ < threads - 1 && workers_ < MOST_WORKERS) {
+    while (workers_.size() + 1 < static_cast<size_t>(threads) && workers_.size() < MOST_WORKERS) {
         try {
-            std::thread([this, thread = workers_ + 1] { serve(thread); }).detach();
+            const int number = static_cast<int>(workers_.size()) + 1;
+            workers_.reserve(workers_.size() + 1);
+            std::thread worker([this, number] { serve(number); });
+            workers_.push_back(worker.native_handle());
+            worker.detach();
         } catch (const std::system_error&) {
             return;  // the system gives no more threads: fewer do the work
         }
-        ++workers_;
+        avoided_ = -1;
     }
+}
+
+bool Pool::worth(int64_t nanoseconds) const {
+    if (nanoseconds >= WORTH_WAKING) return true;
+    return asleep_.load(std::memory_order_relaxed) == 0 || now() - last_.load(std::memory_order_relaxed) < AWAKE;
+}
+
+// Linux likes to wake a thread on the core of whoever wakes it, and leaves both there for milliseconds, taking turns,
+// while another core is idle. So the core of the caller is out of bounds for workers that sleep.
+void Pool::wake() {
+    const int core = this_core();
+    if (core != avoided_) {
+        for (const auto worker : workers_) keep_off(worker, core);
+        avoided_ = core;
+    }
+    { const std::lock_guard<std::mutex> lock(mutex_); }
+    wake_.notify_all();
 }
 
 bool Pool::run(Work* work, int threads) {
@@ -75,10 +104,7 @@ bool Pool::run(Work* work, int threads) {
     threads_ = threads;
     inside_.fetch_and(~CLOSED);
     news_.fetch_add(1);
-    if (asleep_.load() > 0) {
-        { const std::lock_guard<std::mutex> lock(mutex_); }
-        wake_.notify_all();
-    }
+    if (asleep_.load() > 0) wake();
     work->take_part(0);
     inside_.fetch_or(CLOSED);
     Spin spin;
@@ -88,13 +114,13 @@ bool Pool::run(Work* work, int threads) {
 }
 
 uint64_t Pool::wait_for_news(uint64_t seen) {
-    const auto until = std::chrono::steady_clock::now() + AWAKE;
+    const int64_t until = now() + AWAKE;
     do {
         for (int i = 0; i < 32; ++i) {
             if (news_.load(std::memory_order_acquire) != seen) return news_.load();
             relax();
         }
-    } while (std::chrono::steady_clock::now() < until);
+    } while (now() < until);
     std::unique_lock<std::mutex> lock(mutex_);
     asleep_.fetch_add(1);
     wake_.wait(lock, [&] { return news_.load() != seen; });
@@ -103,6 +129,9 @@ uint64_t Pool::wait_for_news(uint64_t seen) {
 }
 
 void Pool::serve(int thread) {
+#if defined(__linux__)
+    pthread_setname_np(pthread_self(), "fxq");  // as debuggers and profilers show it
+#endif
     uint64_t seen = 0;
     for (;;) {
         seen = wait_for_news(seen);

@@ -1,4 +1,4 @@
-"""Padding and nearest-neighbour resizing of codes."""
+"""Padding of codes, and resizing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fxq.engine.abi import Code
+from fxq.engine.abi import Code, Type
 from fxq.engine.lowering.context import Lowering
 from fxq.engine.lowering.moves import narrow
 from fxq.engine.plan.builder import Array, Constant
@@ -59,21 +59,29 @@ def _has_halo(found: Sequence[int], wanted: Sequence[int]) -> bool:
 
 
 def lower_interpolate(low: Lowering, call: OpCall) -> View:
-    """Nearest neighbours by tables of source rows and columns, which torch itself makes."""
+    """Nearest neighbours of codes or real values; bilinear (linear in one dimension) of real values.
+
+    Which rows and columns are read stands in tables, which torch itself makes.
+    """
     view = low.view(call.inputs[0])
     settings = dict(low.settings(call))
-    if settings["mode"] not in ("nearest", "nearest-exact"):
-        raise TargetError(f"the engine has no {settings['mode']} interpolation of codes")
     count = len(view.dims)
     if count not in (3, 4):
         raise TargetError(f"a tensor of {count} dimensions")
+    mixes = settings["mode"] in ("linear", "bilinear")
+    if not mixes and settings["mode"] not in ("nearest", "nearest-exact"):
+        raise TargetError(f"the engine has no {settings['mode']} interpolation")
+    if mixes and (view.type is not Type.F32 or settings.get("antialias")):
+        raise TargetError(f"the engine has no {settings['mode']} interpolation of codes, and none against aliases")
     source = image_region(low.builder, view)
     sizes = source.size[:2] if count == 4 else source.size[1:2]
-    tables = [_table(len(sizes), d, sizes, settings) for d in range(len(sizes))]
+    found = [_places(len(sizes), d, sizes, settings) for d in range(len(sizes))]
     if count == 3:
-        tables.insert(0, np.zeros(1, np.int32))
-    output = low.builder.buffer(len(tables[0]), len(tables[1]), source.c.size, view.type)
-    low.builder.emit(Code.RESIZE, [source], whole(output), {int(Slot.HIGHEST): 255}, {}, [_held(t) for t in tables])
+        found.insert(0, np.zeros(1))
+    output = low.builder.buffer(len(found[0]), len(found[1]), source.c.size, view.type)
+    tables = [_held(_pairs(t) if mixes else t.astype(np.int32)) for t in found]
+    ints = {0: int(mixes), int(Slot.HIGHEST): 255}
+    low.builder.emit(Code.RESIZE, [source], whole(output), ints, {}, tables)
     return maps(output, "ncyx" if count == 4 else "ncx")
 
 
@@ -81,12 +89,19 @@ def _held(table: Array) -> Constant:
     return lambda: table
 
 
-def _table(dims: int, dim: int, sizes: Sequence[int], settings: dict[str, Any]) -> Array:
-    """Which source row (or column) each of the output's is: the interpolation of row numbers, which float32 holds."""
+def _places(dims: int, dim: int, sizes: Sequence[int], settings: dict[str, Any]) -> Array:
+    """Where in the source each row (or column) of the output lies: the interpolation of row numbers, in float64."""
     shape = [1] * dims
     shape[dim] = sizes[dim]
-    ramp = torch.arange(sizes[dim], dtype=torch.float32).reshape(1, 1, *shape)
+    ramp = torch.arange(sizes[dim], dtype=torch.float64).reshape(1, 1, *shape)
     image = ramp.expand(1, 1, *sizes)
-    found = F.interpolate(image, **settings)[0, 0].movedim(dim, 0).flatten(1)[:, 0]
-    table: Array = found.to(torch.int32).numpy()
+    found: Array = F.interpolate(image, **settings)[0, 0].movedim(dim, 0).flatten(1)[:, 0].numpy()
+    return found
+
+
+def _pairs(places: Array) -> Array:
+    """The row before each place, and the weight of the next one."""
+    table = np.zeros(len(places), [("first", "<i4"), ("weight", "<f4")])
+    table["first"] = np.floor(places)
+    table["weight"] = places - np.floor(places)
     return table

@@ -122,6 +122,24 @@ def lower_layer_norm(low: Lowering, args: Sequence[Any], module: nn.LayerNorm) -
     return result
 
 
+def lower_softmax(low: Lowering, call: OpCall) -> View:
+    """A softmax over one dimension, of float32 values."""
+    view = low.view(call.inputs[0])
+    settings = low.settings(call)
+    count = len(view.dims)
+    if view.type is not Type.F32 or settings.get("dtype") not in (None, torch.float32):
+        raise TargetError("a softmax of what is no float32")
+    if settings["dim"] is None or count not in (2, 3, 4) or settings["dim"] % count == 0:
+        raise TargetError(f"a softmax over dimension {settings['dim']} of {count}")
+    dim = settings["dim"] % count
+    others = [d for d in range(1, count) if d != dim]
+    source = region(low.builder, view, others[:-1], others[-1:], (dim,))
+    letters = {dim: "c"} | dict(zip(others[::-1], "xy", strict=False))
+    result = maps(low.builder.like(source), "n" + "".join(letters[d] for d in range(1, count)))
+    low.builder.emit(Code.SOFTMAX, [source], whole(result.buffer))
+    return result
+
+
 def lower_expand(low: Lowering, call: OpCall) -> Any:
     """``expand`` of a constant along the batch."""
     found = low.values.get(call.inputs[0])

@@ -66,6 +66,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "interpolate": images.lower_interpolate,
     "add": reals.lower_sum,
     "mul": reals.lower_sum,
+    "softmax": reals.lower_softmax,
     "attention": attention.lower_attention,
     **dict.fromkeys(ACTIVATION_KINDS, reals.lower_activation),
 }

@@ -15,7 +15,7 @@ from fxq.engine.plan.operations import Slot
 from fxq.engine.plan.views import Buffer, Region
 
 #: Operations that round to codes themselves.
-_ROUNDING = (Code.LAYER_NORM, Code.ATTENTION, Code.ADD_F32, Code.UNARY_F32, Code.SOFTMAX, Code.MUL)
+_ROUNDING = (Code.LAYER_NORM, Code.ATTENTION, Code.ADD_F32, Code.UNARY_F32, Code.SOFTMAX, Code.MUL, Code.RESIZE)
 
 
 def fused(steps: Sequence[Step]) -> list[Step]:
@@ -42,7 +42,8 @@ def _join(steps: Sequence[Step], i: int, reader: int) -> Step | None:
     step, after = steps[i], steps[reader]
     if step.output.buffer.type is not Type.F32 or not _same(step.output, after.inputs):
         return None
-    if after.code is Code.QUANTISE and step.code in _ROUNDING:
+    copies = step.code is Code.RESIZE and not step.ints.get(0)
+    if after.code is Code.QUANTISE and step.code in _ROUNDING and not copies:
         ints = {**step.ints, Slot.ZERO_POINT: after.ints.get(0, 0), Slot.LOWEST: 0, Slot.HIGHEST: 255}
         return replace(step, output=after.output, ints=ints, floats={**step.floats, 2: after.floats[0]})
     if after.code is Code.ADD_F32 and step.code in (Code.CONV, Code.DEPTHWISE) and not step.ints.get(Slot.FUNCTION):

@@ -140,11 +140,15 @@ def _taps(o: Operation, image: Array, target: Value, outside: int) -> list[tuple
 
 
 def resize(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
-    """FXQ_RESIZE, nearest."""
+    """FXQ_RESIZE."""
     value, x = given(values, arrays, 0)
     rows, columns = constants[:2]
-    found: Array = inner(x, value)[:, rows][:, :, columns]
-    return found
+    if not o.int_at(0):
+        found: Array = inner(x, value)[:, rows][:, :, columns]
+        return found
+    assert rows is not None
+    assert columns is not None
+    return real_kernels.bilinear(o, values, arrays, rows, columns, target)
 
 
 KERNELS: dict[Code, Callable[..., Array]] = {
@@ -161,6 +165,7 @@ KERNELS: dict[Code, Callable[..., Array]] = {
     Code.ADD_F32: real_kernels.binary,
     Code.UNARY_F32: real_kernels.unary,
     Code.LAYER_NORM: real_kernels.layer_norm,
+    Code.SOFTMAX: real_kernels.softmax,
     Code.ATTENTION: real_kernels.attention,
     Code.MAX_POOL: max_pool,
     Code.AVG_POOL: avg_pool,

@@ -52,6 +52,22 @@ def layer_norm(o: Operation, values: Values, arrays: Arrays, constants: Arrays, 
     return _finished(o, F.layer_norm(x, (x.shape[-1],), weight, bias, o.float_at(0)).numpy(), target)
 
 
+def softmax(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
+    """FXQ_SOFTMAX."""
+    return _finished(o, torch.softmax(torch.from_numpy(_real(o, values, arrays, 0)), -1).numpy(), target)
+
+
+def bilinear(o: Operation, values: Values, arrays: Arrays, rows: Array, columns: Array, target: Value) -> Array:
+    """FXQ_RESIZE, bilinear, of float32. Tables: pairs (first, weight of the next one)."""
+    found = _real(o, values, arrays, 0)
+    for axis, table, shape in ((2, columns, (-1, 1)), (1, rows, (-1, 1, 1))):
+        a = found.take(table["first"], axis)
+        b = found.take(np.minimum(table["first"] + 1, found.shape[axis] - 1), axis)
+        # in float64: the product is exact, as in a fused multiply-add
+        found = (table["weight"].reshape(shape).astype(np.float64) * (b - a) + a).astype(_F32)
+    return _finished(o, found, target)
+
+
 def attention(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_ATTENTION."""
     heads = o.int_at(0)

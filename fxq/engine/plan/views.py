@@ -148,10 +148,11 @@ class Region:
 
     @property
     def plain(self) -> bool:
-        """Whether its rows and columns are those of the buffer, so that a halo around it makes sense."""
+        """Whether its rows, columns and channels are those of the buffer, so that a halo around it makes sense."""
         rows = self.y.size == 1 or (self.y.y, self.y.x, self.y.c) == (1, 0, 0)
         columns = self.x.size == 1 or (self.x.y, self.x.x, self.x.c) == (0, 1, 0)
-        return rows and columns
+        channels = self.c.size == 1 or (self.c.y, self.c.x) == (0, 0)
+        return rows and columns and channels and self.origin[2] + (self.c.size - 1) * self.c.c < self.buffer.channels
 
     def part(self, y: int = 0, x: int = 0, height: int | None = None, width: int | None = None) -> Region:
         """Return a window of it, which may begin outside; steps as its own."""

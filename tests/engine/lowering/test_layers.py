@@ -83,6 +83,12 @@ MOVES: list[Callable[[Tensor], Tensor]] = [
     lambda x: F.pad(x, (1, 2, 0, 3)),
     lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"),
     lambda x: F.interpolate(x, size=(5, 11), mode="nearest"),
+    lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    lambda x: F.interpolate(x, size=(5, 11), mode="bilinear", align_corners=True),
+    lambda x: F.interpolate(x[:, :, :1, :1], size=(5, 11), mode="bilinear"),
+    lambda x: F.interpolate(x, scale_factor=(1.7, 0.6), mode="bilinear", recompute_scale_factor=True),
+    lambda x: F.softmax(x, 1),
+    lambda x: F.softmax(x, -1),
     lambda x: torch.cat([x[:, 4:], x[:, :4]], 1),
     lambda x: torch.cat([x, x], 2),
     lambda x: x.transpose(2, 3),
@@ -143,6 +149,26 @@ def test_concatenation_copies_nothing() -> None:
     x = images(2, 5, 8, 8)
     plan = check(int8(Dense(), x), x)
     assert {o.code for o in plan.operations} <= {Code.LOAD, Code.CONV, Code.STORE}
+
+
+class Heads(nn.Module):
+    """What detectors do with maps of several sizes: channels last, one list of boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.scores = nn.ModuleList([nn.Conv2d(8, 2 * 5, 3, padding=1) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [torch.relu(self.first(x))]
+        maps.append(torch.relu(self.second(maps[0])))
+        found = [head(y).permute(0, 2, 3, 1).flatten(1) for head, y in zip(self.scores, maps, strict=True)]
+        return F.softmax(torch.cat(found, 1).view(x.shape[0], -1, 5), -1)
+
+
+def test_heads_of_a_detector() -> None:
+    x = images(2, 3, 16, 12)
+    check(int8(Heads(), x), x, exact=False)
 
 
 def test_an_image_smaller_than_its_kernel_is_refused() -> None:
