@@ -36,7 +36,8 @@ class Recipe:
         weight_range: how much of a weight's range its codes span: ``"minmax"`` (all) or ``"mse"`` (least error).
         momentum: weight of a new batch in the moving average, in (0, 1].
         percentile: for ``"percentile"``: per cent of the values that lie within the range, in (0, 100].
-        overrides: other options for some layers, see :class:`fxq.Override`; a later one wins.
+        overrides: other options for some layers, see :class:`fxq.Override`; a later one wins. Recipes that do not
+            quantise activations statically know ``quantise=False`` alone, and ``"float"`` none.
         corrections: what mends the errors of rounding, by name, in any order. For biases and weights one of these:
             ``"bias"`` (each layer's mean error, from those of its weights), ``"bias_accurate"`` (layer by layer, on
             quantised inputs), ``"adaround"`` (weights rounded for the output of their layer, and biases corrected); a
@@ -71,8 +72,20 @@ class Recipe:
         for override in self.overrides:
             if not isinstance(override, Override):
                 raise InputError(f"an override is a {type(override).__name__}", fix="give fxq.Override(where, ...)")
+            self._check_use(override)
         object.__setattr__(self, "corrections", _checked_corrections(self.corrections))
         assert self.options is not None  # checks the options
+
+    def _check_use(self, override: Override) -> None:
+        """Raise InputError for an override that says what this recipe does not look at."""
+        if self.name == "float":
+            raise InputError(f"the recipe 'float' has an override for `{override.name}`", why="it quantises nothing",
+                             fix="leave the override out")  # fmt: skip
+        if self.quantises or self.name == "auto" or not override.options:
+            return
+        raise InputError(f"the override for `{override.name}` sets {', '.join(override.options)}",
+                         why=f"the recipe {self.name!r} has no such option for a layer",
+                         fix="give quantise=False alone, which leaves the layers in float")  # fmt: skip
 
     @property
     def quantises(self) -> bool:
