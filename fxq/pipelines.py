@@ -28,6 +28,7 @@ from fxq.passes.recognise_activations import RecogniseActivations
 from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively
 from fxq.passes.smooth_quant import SmoothQuant
+from fxq.passes.split_inputs import SplitInputs
 from fxq.quant.overrides import Override
 from fxq.quant.recipe import Recipe
 from fxq.targets import resolve_target
@@ -72,14 +73,16 @@ def _corrections_of_ranges(recipe: Recipe) -> tuple[Pass, ...]:
 
 
 def _corrections_of_layers(recipe: Recipe) -> tuple[Pass, ...]:
-    """The corrections that need the ranges of activations. The first three take the place of each other."""
+    """The corrections that need the ranges of activations. Those of biases and weights take each other's place."""
     known: dict[str, Pass] = {
         "adaround": RoundAdaptively(recipe),
         "bias_accurate": CorrectBiasAccurately(recipe),
         "bias": CorrectBias(recipe),
     }
     layers = [p for name, p in known.items() if name in recipe.corrections][:1]
-    return (*layers, ReestimateBatchNorm(recipe)) if "batch_norm" in recipe.corrections else tuple(layers)
+    first = [SplitInputs(recipe)] if "split_inputs" in recipe.corrections else []
+    last = [ReestimateBatchNorm(recipe)] if "batch_norm" in recipe.corrections else []
+    return (*first, *layers, *last)
 
 
 def _lowering(recipe: Recipe, target: str) -> tuple[Pass, ...]:

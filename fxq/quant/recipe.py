@@ -20,7 +20,7 @@ class Recipe:
 
     Functions that take a recipe take the name of a preset as well: ``"int8_fast"`` (whole ranges: the least time to
     calibrate), ``"int8"`` (these defaults), ``"int8_accurate"`` (ranges evened out between layers, biases corrected on
-    quantised inputs, squeeze-and-excitation in float).
+    quantised inputs, the network's input at half the step, squeeze-and-excitation in float).
 
     Attributes:
         name: ``"float"`` (canonicalise, fold and fuse only), ``"int8"`` (static int8), ``"dynamic"`` (linear and
@@ -43,7 +43,8 @@ class Recipe:
             quantised inputs), ``"adaround"`` (weights rounded for the output of their layer, and biases corrected); a
             later one in this list takes the place of those before it. ``"equalise"`` (cross-layer equalisation: ranges
             of channels move between layers with ReLU between them) and ``"smooth"`` (SmoothQuant: they move from layer
-            norms into linear layers) come before calibration and keep the float function. ``"batch_norm"`` comes last:
+            norms into linear layers) come before calibration and keep the float function; so does ``"split_inputs"``,
+            behind it (a layer that reads the network's input reads two copies, half a step apart). ``"batch_norm"`` is last:
             batch norms that no layer took in get statistics of the quantised values.
         reduce_range: whether int8 weights have 7 bits, codes in [-63, 63]: True, False, or None, which means only for a
             CPU and a target whose instructions saturate 8-bit products; the report says so.
@@ -110,7 +111,7 @@ class Recipe:
 
 _NAMES = ("float", "int8", "dynamic", "weight8", "weight4", "bf16", "fp16", "mixed", "auto")
 
-CORRECTIONS: Final = ("bias", "bias_accurate", "adaround", "equalise", "smooth", "batch_norm")
+CORRECTIONS: Final = ("bias", "bias_accurate", "adaround", "equalise", "smooth", "split_inputs", "batch_norm")
 
 
 def _checked_corrections(given: object) -> tuple[str, ...]:
