@@ -199,10 +199,10 @@ def test_an_evaluation_that_takes_too_long_is_cut_off_where_it_calls_the_module(
 def test_a_correction_that_takes_too_long_is_cut_off_between_layers(hard_task, monkeypatch):
     def slow(*args):
         time.sleep(1.0)
-        return correct(*args)
+        return quantised(*args)
 
-    correct = correct_bias_accurately._correct
-    monkeypatch.setattr(correct_bias_accurately, "_correct", slow)
+    quantised = correct_bias_accurately.quantised
+    monkeypatch.setattr(correct_bias_accurately, "quantised", slow)
     start, recipe = time.perf_counter(), fxq.Recipe(corrections=("bias_accurate",))
     gm = fxq.autotune(
         hard_task.model, calibration=hard_task.loader, evaluate=hard_task.evaluate, budget_s=2, recipe=recipe
