@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one tool reached on one network: top-1 as a share, SQNR in decibels, how much of it is int8."""
+    """What one tool reached on one network: top-1 as a share, SQNR in decibels, how much of it is int8.
+
+    ``seed`` is that of the network's weights.
+    """
 
     network: str
     task: str
     tool: str
+    seed: int = 0
     top1: float = math.nan
     sqnr_db: float = math.nan
     coverage: str = ""
@@ -68,27 +73,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(options.batch, options.batches)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     cells = _known(options.json, settings, options)
-    for task in options.tasks:
-        for name in options.networks:
-            known = {c.tool for c in cells if (c.network, c.task) == (name, task)}
-            missing = [t for t in (FLOAT, *options.tools) if t not in known]
-            if not missing:
-                continue
-            with console.status(f"{name} on {task}: training, or loading"):
-                network = trained_network(name, task, options.seed)
-            for tool in missing:
-                with console.status(f"{name} on {task}: {tool}"):
-                    cells.append(measure(network, tool, settings))
-                _write(options.json, cells, settings, options.seed)
-    for task in options.tasks:
-        console.print(table(task, [c for c in cells if c.task == task], options.tools, options.networks))
+    for seed, task, name in itertools.product(options.seeds, options.tasks, options.networks):
+        known = {c.tool for c in cells if (c.network, c.task, c.seed) == (name, task, seed)}
+        missing = [t for t in (FLOAT, *options.tools) if t not in known]
+        if not missing:
+            continue
+        with console.status(f"{name} on {task}, seed {seed}: training, or loading"):
+            network = trained_network(name, task, seed)
+        for tool in missing:
+            with console.status(f"{name} on {task}, seed {seed}: {tool}"):
+                cells.append(replace(measure(network, tool, settings), seed=seed))
+            _write(options.json, cells, settings)
+    for seed, task in itertools.product(options.seeds, options.tasks):
+        mine = [c for c in cells if (c.task, c.seed) == (task, seed)]
+        console.print(table(f"{task}, seed {seed}", mine, options.tools, options.networks))
     return 0
 
 
 def measure(network: TrainedNetwork, name: str, settings: Settings) -> Cell:
     """Quantise with the tool ``name`` and judge the result; what the tool raises is a result, too."""
     if name == FLOAT:
-        return Cell(network.name, network.task, FLOAT, network.accuracy, math.inf)
+        return Cell(network.name, network.task, FLOAT, top1=network.accuracy, sqnr_db=math.inf)
     tool = TOOLS[name]
     start = time.perf_counter()
     try:
@@ -118,9 +123,9 @@ def _call(call: Any, x: Tensor) -> Tensor:
     return y.clone()  # the next call may overwrite it
 
 
-def table(task: str, cells: Sequence[Cell], tools: Sequence[str], networks: Sequence[str]) -> Table:
-    """Return the table of one task: a row for each network, a column for each tool; failures are told below."""
-    shown = Table(title=f"{task}: top-1, SQNR of the logits, int8 layers + other int8 operations", title_justify="left")
+def table(heading: str, cells: Sequence[Cell], tools: Sequence[str], networks: Sequence[str]) -> Table:
+    """Return a table: a row for each network, a column for each tool; failures are told below."""
+    shown = Table(title=f"{heading}: top-1, SQNR of the logits, int8 layers + other int8 operations", title_justify="left")
     shown.add_column("")
     for tool in (FLOAT, *tools):
         shown.add_column(FLOAT if tool == FLOAT else TOOLS[tool].title, justify="right")
@@ -165,17 +170,17 @@ def _known(path: Path | None, settings: Settings, options: argparse.Namespace) -
     if path is None or not path.exists():
         return []
     data = json.loads(path.read_text(encoding="utf-8"))
-    if data["settings"] != asdict(settings) or data["seed"] != options.seed:
+    if data["settings"] != asdict(settings):
         return []
     cells = [Cell(**(c if c["sqnr_db"] is not None else {**c, "sqnr_db": math.inf})) for c in data["cells"]]
     return [c for c in cells if c.tool not in options.again]
 
 
-def _write(path: Path | None, cells: Sequence[Cell], settings: Settings, seed: int) -> None:
+def _write(path: Path | None, cells: Sequence[Cell], settings: Settings) -> None:
     if path is None:
         return
     rows = [{k: _plain(v) for k, v in asdict(c).items()} for c in cells if c.failure is None]  # JSON has no infinity
-    report = {"environment": machine_of.environment(), "settings": asdict(settings), "seed": seed}
+    report = {"environment": machine_of.environment(), "settings": asdict(settings)}
     machine_of.write_json(path, {**report, "cells": rows})
 
 
@@ -193,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--again", nargs="*", default=[], help="tools that are measured anew")
     made.add_argument("--batch", type=int, default=usual.batch, help="images in a batch")
     made.add_argument("--batches", type=int, default=usual.batches, help="to calibrate on")
-    made.add_argument("--seed", type=int, default=0, help="of the weights")
+    made.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the weights")
     made.add_argument("--threads", type=int, help="by default torch's")
     made.add_argument("--json", type=Path, metavar="PATH", help="write the results here, and go on from there")
     return made

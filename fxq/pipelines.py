@@ -30,6 +30,8 @@ from fxq.passes.recognise_attention import RecogniseAttention
 from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively
 from fxq.passes.smooth_quant import SmoothQuant
+from fxq.passes.split_inputs import SplitInputs
+from fxq.quant.overrides import Override
 from fxq.quant.recipe import Recipe
 from fxq.targets import resolve_target
 from fxq.targets.half_support import HALF_TYPES
@@ -75,14 +77,16 @@ def _corrections_of_ranges(recipe: Recipe) -> tuple[Pass, ...]:
 
 
 def _corrections_of_layers(recipe: Recipe) -> tuple[Pass, ...]:
-    """The corrections that need the ranges of activations. The first three take the place of each other."""
+    """The corrections that need the ranges of activations. Those of biases and weights take each other's place."""
     known: dict[str, Pass] = {
         "adaround": RoundAdaptively(recipe),
         "bias_accurate": CorrectBiasAccurately(recipe),
         "bias": CorrectBias(recipe),
     }
     layers = [p for name, p in known.items() if name in recipe.corrections][:1]
-    return (*layers, ReestimateBatchNorm(recipe)) if "batch_norm" in recipe.corrections else tuple(layers)
+    first = [SplitInputs(recipe)] if "split_inputs" in recipe.corrections else []
+    last = [ReestimateBatchNorm(recipe)] if "batch_norm" in recipe.corrections else []
+    return (*first, *layers, *last)
 
 
 def _lowering(recipe: Recipe, target: str) -> tuple[Pass, ...]:
@@ -92,15 +96,17 @@ def _lowering(recipe: Recipe, target: str) -> tuple[Pass, ...]:
     return (LowerInt8(target, recipe),)
 
 
-def weight_only_pipeline(bits: int, verify: bool = True) -> PassManager:
+def weight_only_pipeline(bits: int, verify: bool = True, overrides: tuple[Override, ...] = ()) -> PassManager:
     """The float pipeline with quantised weights in linear layers, which are then called by themselves."""
-    return float_pipeline(verify).insert_before("fuse_residual", QuantiseWeights(bits))
+    return float_pipeline(verify).insert_before("fuse_residual", QuantiseWeights(bits, overrides=overrides))
 
 
-def dynamic_pipeline(target: str = "auto", verify: bool = True, only_if_faster: bool = False) -> PassManager:
+def dynamic_pipeline(
+    target: str = "auto", verify: bool = True, only_if_faster: bool = False, overrides: tuple[Override, ...] = ()
+) -> PassManager:
     """The float pipeline with int8 linear and recurrent layers that quantise their inputs at run time."""
     backend = target if target in BACKENDS and why_reduced(target) is None else "auto"
-    quantise = QuantiseDynamically(backend=backend, only_if_faster=only_if_faster)
+    quantise = QuantiseDynamically(backend=backend, only_if_faster=only_if_faster, overrides=overrides)
     return float_pipeline(verify).insert_before("fuse_residual", quantise)
 
 
@@ -129,9 +135,9 @@ def pipeline(recipe: Recipe, target: str, verify: bool = True) -> PassManager:
     if recipe.quantises:
         return int8_pipeline(recipe, target, verify)
     if recipe.name in ("dynamic", "auto"):
-        return dynamic_pipeline(target, verify, only_if_faster=recipe.name == "auto")
+        return dynamic_pipeline(target, verify, recipe.name == "auto", recipe.overrides)
     if recipe.name in HALF_TYPES:
         return half_pipeline(recipe, verify)
     if recipe.weight_bits is not None:
-        return weight_only_pipeline(recipe.weight_bits, verify)
+        return weight_only_pipeline(recipe.weight_bits, verify, recipe.overrides)
     return float_pipeline(verify)

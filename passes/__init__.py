@@ -43,3 +43,4 @@ from fxq.passes.separate_convolutions import SeparateConvolutions as SeparateCon
 from fxq.passes.share_weights import ShareWeights as ShareWeights
 from fxq.passes.smooth_quant import SmoothQuant as SmoothQuant
 from fxq.passes.sparsify import Sparsify as Sparsify
+from fxq.passes.split_inputs import SplitInputs as SplitInputs

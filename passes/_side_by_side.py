@@ -60,6 +60,7 @@ class Visit:
 
     def __post_init__(self) -> None:
         self._wanted: list[Tensor] | None = None
+        self._given: list[tuple[nn.Module, list[Tensor]]] = []
 
     @property
     def wanted(self) -> list[Tensor]:
@@ -80,9 +81,17 @@ class Visit:
         return [y + (a[1] - b[1]) for y, a, b in zip(self.wanted, self.exact, self.rounded, strict=True)]
 
     def given(self, layer: nn.Module) -> list[Tensor]:
-        """What ``layer`` gives on the inputs of the quantised run in front of its epilogue, for each batch."""
+        """What ``layer`` gives on the inputs of the quantised run in front of its epilogue, for each batch.
+
+        Those of the last two layers are remembered: with one of them the run goes on.
+        """
+        for known, values in self._given:
+            if known is layer:
+                return values
         bare = without_epilogue(layer)
-        return [cast(Tensor, bare(args[0])) for args in self.rounded]
+        values = [cast(Tensor, bare(args[0])) for args in self.rounded]
+        self._given = [*self._given[-1:], (layer, values)]
+        return values
 
     def finished(self, values: list[Tensor], exact: bool = False) -> list[Tensor]:
         """Values in front of the epilogue with that applied, with the residuals of the float or the quantised run."""
@@ -131,6 +140,11 @@ class SideBySide:
     def batches(self) -> int:
         """How many batches there still are."""
         return len(self._runs)
+
+    @property
+    def layers(self) -> int:
+        """How many layers will be visited."""
+        return len(self._layers)
 
     def visits(self) -> Iterator[Visit]:
         """Run to each layer in turn, and on with the layer that the visitor has left in the visit."""

@@ -5,19 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import fx, nn
-
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY
 from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches, shifted
-from fxq.passes._originals import set_corrected
 from fxq.passes._side_by_side import SideBySide, Visit, mean_shift
-from fxq.passes._tally import Tally, from_to, no_better
-from fxq.progress import track
-from fxq.quant.overrides import Choices
+from fxq.passes._visiting import Correction, correct_visited
 from fxq.quant.recipe import Recipe
 
 
@@ -56,32 +51,9 @@ class CorrectBiasAccurately(Pass):
         alone = refuse_shared(rw, "correct", layers)
         choices = self.recipe.choices(rw.gm)
         runs = SideBySide(rw.gm, batches, quantised_layers(layers, choices), self.memory)
-        tally = Tally()
-        corrected: dict[fx.Node, tuple[nn.Module, str]] = {}
-        for visit in track(runs.visits(), "correcting biases", total=len(layers), progress=context.progress):
-            if visit.node not in alone:
-                continue
-            layer, before, after = _correct(visit, choices)
-            if after > before:
-                corrected[visit.node] = layer, from_to(before, after)
-                tally.add(before, after)
-            else:
-                rw.refuse("correct", visit.node, no_better(before, after))
-        for node, (layer, detail) in corrected.items():
-            with rw.rule("correct", node, detail=detail):
-                set_corrected(rw, node, layer)
-        context.note(f"{tally}; {runs.batches} of {len(batches)} batches")
 
+        def correct(visit: Visit) -> Correction:
+            layer = shifted(visit.current, mean_shift(visit, visit.given(visit.layer)))
+            return Correction(layer, quantised(layer, visit.node, choices))
 
-def _correct(visit: Visit, choices: Choices) -> tuple[nn.Module, float, float]:
-    """Return the float layer with another bias, and how near its quantised form comes to float, before and after.
-
-    The visit goes on with the corrected form where it comes nearer.
-    """
-    given = visit.given(visit.layer)
-    layer = shifted(visit.current, mean_shift(visit, given))
-    better = quantised(layer, visit.node, choices)
-    before, after = visit.sqnr_db(given), visit.sqnr_db(visit.given(better))
-    if after > before:
-        visit.layer = better
-    return layer, before, after
+        correct_visited(rw, "correct", runs, alone, correct, context, "correcting biases")

@@ -74,13 +74,13 @@ class LowerHalf(Pass):
         if context.inputs is None:
             raise PassError(f"the pass `{self.name}` needs example inputs", why="it must know shapes and dtypes",
                             fix="pass example_inputs")  # fmt: skip
+        check_overrides(rw.gm, self.overrides)
         reason = None if self.anywhere else no_half_reason(self.dtype)
         if reason is not None:
             context.note(f"everything stays in float: {reason}; LowerHalf(dtype={self.dtype!r}, anywhere=True) lowers "
                          "all the same, and is slower")  # fmt: skip
             return
         ensure_recorded(rw.gm, context.inputs)
-        check_overrides(rw.gm, self.overrides)
         choices = Choices(rw.gm, Options(), self.overrides)
         kept = {n: why for n in rw.nodes() if (why := choices.why_float(n)) is not None}
         dtype = HALF_TYPES[self.dtype]

@@ -22,7 +22,9 @@ from fxq.nn.dynamic_recurrent import COMPUTES, DynamicRecurrent
 from fxq.nn.kernels import onednn_available
 from fxq.nn.kernels.native_library import library
 from fxq.nn.recurrent_choice import faster_compute
+from fxq.passes._exchange import exchange_layers
 from fxq.passes._products import macs
+from fxq.quant.overrides import Override
 
 _LINEAR: Final = (nn.Linear, NonDynamicallyQuantizableLinear)
 _RECURRENT: Final = (nn.LSTM, nn.GRU, nn.RNN)
@@ -59,6 +61,7 @@ class QuantiseDynamically(Pass):
             1024), from 2**21 without it (0.9 at 1 x 768 x 768, 1.7 at 197 x 256 x 256, 2.9 at 1 x 768 x 3072), a
             recurrent layer where int8 is the faster way to run it, and none on "reference"; and layers that gain must
             hold half of the model's multiply-adds.
+        overrides: layers that stay in float, see :class:`fxq.Override`.
 
     Refused: convolutions; subclasses of the layers named above, whatever has hooks or weights in float64, and weights
     that several layers share.
@@ -71,6 +74,7 @@ class QuantiseDynamically(Pass):
     backend: str = "auto"
     compute: str = "auto"
     only_if_faster: bool = False
+    overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -79,20 +83,10 @@ class QuantiseDynamically(Pass):
             raise InputError(f"unknown compute {self.compute!r}", fix=nearest(str(self.compute), _COMPUTES))
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        new: dict[nn.Module, nn.Module] = {}
         slow = self._slow(rw, context) if self.only_if_faster else {}
-        for call in rw.calls():
-            layer = call.module
-            if layer is None or isinstance(layer, _OTHERS) or not any(True for _ in layer.parameters()):
-                continue
-            reason = _hindrance(layer, rw) or slow.get(call.node)
-            if reason is not None:
-                rw.refuse("dynamic", call.node, reason)
-                continue
-            with rw.rule("dynamic", call.node):
-                if layer not in new:
-                    new[layer] = self._quantised(layer, str(call.node.target))
-                rw.exchange_module(str(call.node.target), new[layer])
+        layers = [(c.node, c.module) for c in rw.calls() if c.module is not None and _has_weights(c.module)]
+        exchange_layers(rw, "dynamic", layers, self.overrides,
+                        lambda node, layer: _hindrance(layer, rw) or slow.get(node), self._quantised)  # fmt: skip
 
     def _slow(self, rw: Rewriter, context: PassContext) -> dict[fx.Node, str]:
         """What had better stay in float, with the reason."""
@@ -129,6 +123,10 @@ class QuantiseDynamically(Pass):
         except InputError as error:
             raise InputError("a layer cannot be quantised", where=f"layer `{path}`", why=error.what,
                              fix="load other weights, or leave this layer out") from error  # fmt: skip
+
+
+def _has_weights(layer: nn.Module) -> bool:
+    return not isinstance(layer, _OTHERS) and any(True for _ in layer.parameters())
 
 
 def _hindrance(layer: nn.Module, rw: Rewriter) -> str | None:

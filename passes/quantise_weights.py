@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fxq.errors import InputError
-from fxq.ir.identify import OpCall
 from fxq.ir.rewriter import Rewriter, shared_tensors
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn.weight_only import GROUP_SIZES, Weight4Linear, Weight8Linear
+from fxq.passes._exchange import exchange_layers
+from fxq.quant.overrides import Override
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class QuantiseWeights(Pass):
         bits: 8 or 4.
         group_size: of 4-bit weights: 32, 64, 128 or 256; layers whose inputs it does not divide get the largest
             smaller one that does.
+        overrides: layers that stay in float, see :class:`fxq.Override`.
 
     Refused: convolutions and recurrent layers, for which PyTorch has no such kernel; weights that several layers share;
     layers whose inputs no group size divides.
@@ -39,6 +41,7 @@ class QuantiseWeights(Pass):
 
     bits: int = 8
     group_size: int = 128
+    overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 4):
@@ -47,23 +50,11 @@ class QuantiseWeights(Pass):
             raise InputError(f"group_size is {self.group_size}", fix=f"give one of {', '.join(map(str, GROUP_SIZES))}")
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        new: dict[nn.Module, nn.Module] = {}
-        for call in rw.calls():
-            if call.module is None or not any(True for _ in call.module.parameters(recurse=False)):
-                continue
-            reason = self._hindrance(call, rw)
-            if reason is not None:
-                rw.refuse("weights", call.node, reason)
-                continue
-            assert isinstance(call.module, nn.Linear)
-            with rw.rule("weights", call.node):
-                if call.module not in new:
-                    new[call.module] = self._quantised(call.module)
-                rw.exchange_module(str(call.node.target), new[call.module])
+        layers = [(c.node, c.module) for c in rw.calls() if c.module is not None and _has_weights(c.module)]
+        exchange_layers(rw, "weights", layers, self.overrides, lambda _, layer: self._hindrance(layer, rw),
+                        lambda layer, _: self._quantised(layer))  # fmt: skip
 
-    def _hindrance(self, call: OpCall, rw: Rewriter) -> str | None:
-        layer = call.module
-        assert layer is not None
+    def _hindrance(self, layer: nn.Module, rw: Rewriter) -> str | None:
         if type(layer) not in (nn.Linear, NonDynamicallyQuantizableLinear):
             return f"no kernel for a {type(layer).__name__} with {self.bits}-bit weights"
         if shared_tensors(rw.gm, layer):
@@ -77,9 +68,14 @@ class QuantiseWeights(Pass):
         fitting = [g for g in GROUP_SIZES if g <= self.group_size and layer.in_features % g == 0]
         return max(fitting, default=None)
 
-    def _quantised(self, layer: nn.Linear) -> nn.Module:
+    def _quantised(self, layer: nn.Module) -> nn.Module:
+        assert isinstance(layer, nn.Linear), "refused before"
         if self.bits == 8:
             return Weight8Linear.from_layer(layer)
         group = self._group(layer)
         assert group is not None, "refused before"
         return Weight4Linear.from_layer(layer, group)
+
+
+def _has_weights(layer: nn.Module) -> bool:
+    return any(True for _ in layer.parameters(recurse=False))

@@ -16,10 +16,8 @@ from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY
 from fxq.passes._layers import copy_module, opaque_layer
 from fxq.passes._observed import observed_layers, quantised_layers, refuse_shared, seen_batches
-from fxq.passes._originals import set_corrected
 from fxq.passes._side_by_side import SideBySide, Visit
-from fxq.passes._tally import Tally, from_to, no_better
-from fxq.progress import track
+from fxq.passes._visiting import Correction, correct_visited
 from fxq.pruning.reestimate import ChannelSums
 from fxq.quant.recipe import Recipe
 
@@ -62,23 +60,12 @@ class ReestimateBatchNorm(Pass):
         forms = quantised_layers(observed_layers(rw), self.recipe.choices(rw.gm))
         forms |= {node: cast(nn.Module, rw.module_of(node)) for node in norms}
         runs = SideBySide(rw.gm, batches, forms, self.memory)
-        tally = Tally()
-        done: dict[fx.Node, tuple[nn.Module, str]] = {}
-        for visit in track(runs.visits(), "estimating", total=len(forms), progress=context.progress):
-            if visit.node not in norms:
-                continue
+
+        def correct(visit: Visit) -> Correction:
             norm = _moved(visit)
-            before, after = visit.sqnr_db(visit.given(visit.layer)), visit.sqnr_db(visit.given(norm))
-            if after > before:
-                visit.layer = norm
-                tally.add(before, after)
-                done[visit.node] = norm, from_to(before, after)
-            else:
-                rw.refuse("reestimate", visit.node, no_better(before, after))
-        for node, (norm, detail) in done.items():
-            with rw.rule("reestimate", node, detail=detail):
-                set_corrected(rw, node, norm)
-        context.note(f"{tally}; {runs.batches} of {len(batches)} batches")
+            return Correction(norm, norm)
+
+        correct_visited(rw, "reestimate", runs, norms, correct, context, "estimating")
 
 
 def _norms(rw: Rewriter) -> dict[fx.Node, OpCall]:

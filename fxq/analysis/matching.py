@@ -74,6 +74,9 @@ def _place(info: NodeInfo) -> tuple[str, str | None]:
 def _by_id(reference: fx.GraphModule, compiled: fx.GraphModule, layers: list[fx.Node]) -> Matching:
     values = {node_info(n).id: n for n in reference.graph.nodes}
     order = {id_: i for i, id_ in enumerate(values)}
+    # Where a rewrite was taken apart again (a residual that is added in float after all), several nodes name it: what it
+    # computed is what the last of them gives.
+    last = {origin: n for n in layers for origin in node_info(n).origins}
     taken = {node_info(n).id for n in compiled.graph.nodes}
     pairs: dict[fx.Node, fx.Node] = {}
     unmatched: dict[fx.Node, str] = {}
@@ -83,12 +86,13 @@ def _by_id(reference: fx.GraphModule, compiled: fx.GraphModule, layers: list[fx.
     made = [n for n in reversed(layers) if node_info(n).id not in values]
     for node in (*kept, *made):
         info = node_info(node)
-        sources = {s for origin in info.origins for s in origin.sources if s in values and s not in taken}
+        claimed = [s for origin in info.origins if last[origin] is node for s in origin.sources]
+        sources = {s for s in claimed if s in values and s not in taken}
         candidates = sources | ({info.id} & set(values))
         if candidates:
-            last = max(candidates, key=order.__getitem__)
-            taken.add(last)
-            pairs[node] = values[last]
+            latest = max(candidates, key=order.__getitem__)
+            taken.add(latest)
+            pairs[node] = values[latest]
         else:
             unmatched[node] = _why(info, values)
     return Matching(pairs, unmatched)

@@ -161,6 +161,11 @@ class Calibration:
             self._run(model)
         except CalibrationError as error:
             raise _in_batch(error, calls - 1) from error
+        except Exception as error:  # whatever the user's function raises
+            raise CalibrationError(
+                f"the calibration callable failed: {type(error).__name__}: {error}",
+                where=f"after {calls} calls of the model", fix="run it on the float model to see where",
+            ) from error  # fmt: skip
         finally:
             handle.remove()
         if not calls:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from torch import fx, nn
 
@@ -15,6 +15,7 @@ from fxq.ir.ops import FUNCTIONS, STATEFUL_MODULES, STATELESS_MODULES
 from fxq.ir.provenance import INFO_KEY, node_info
 from fxq.quant.options import Options
 
+_OPTIONS: Final = ("activation", "weight", "weight_range", "momentum", "percentile")
 Where = str | type[nn.Module] | Callable[..., Any]
 
 
@@ -42,7 +43,7 @@ class Override:
     percentile: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.where, str) and not callable(self.where):
+        if not callable(self.where) and not (isinstance(self.where, str) and self.where):
             raise InputError(f"an override is for {self.where!r}", fix="give a path glob, a class or a function")
         self.applied_to(Options())  # checks the options
 
@@ -50,6 +51,11 @@ class Override:
     def name(self) -> str:
         """How a report names it."""
         return self.where if isinstance(self.where, str) else self.where.__name__
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the options that it sets."""
+        return tuple(name for name in _OPTIONS if getattr(self, name) is not None)
 
     def picks(self, call: OpCall) -> bool:
         """Whether ``call`` is one of the layers."""
@@ -59,8 +65,7 @@ class Override:
 
     def applied_to(self, options: Options) -> Options:
         """Return ``options`` with what this override sets."""
-        names = ("activation", "weight", "weight_range", "momentum", "percentile")
-        return replace(options, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
+        return replace(options, **{name: getattr(self, name) for name in self.options})
 
 
 class Choices:

@@ -11,6 +11,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "int8_fast": {"activation": "minmax"},
     # the default: ranges with the least squared error, a third of a decibel to one and a half above the whole range
     "int8": {},
-    # ranges of channels even out between layers, biases aim at the float network layer by layer, gates stay in float
-    "int8_accurate": {"corrections": ("bias_accurate", "equalise"), "gates_in_float": True},
+    # ranges of channels even out between layers, biases aim at the float network layer by layer, the input of the
+    # network has half the step, gates stay in float
+    "int8_accurate": {"corrections": ("bias_accurate", "equalise", "split_inputs"), "gates_in_float": True},
 }

@@ -20,7 +20,7 @@ class Recipe:
 
     Functions that take a recipe take the name of a preset as well: ``"int8_fast"`` (whole ranges: the least time to
     calibrate), ``"int8"`` (these defaults), ``"int8_accurate"`` (ranges evened out between layers, biases corrected on
-    quantised inputs, squeeze-and-excitation in float).
+    quantised inputs, the network's input at half the step, squeeze-and-excitation in float).
 
     Attributes:
         name: ``"float"`` (canonicalise, fold and fuse only), ``"int8"`` (static int8), ``"dynamic"`` (linear and
@@ -36,13 +36,15 @@ class Recipe:
         weight_range: how much of a weight's range its codes span: ``"minmax"`` (all) or ``"mse"`` (least error).
         momentum: weight of a new batch in the moving average, in (0, 1].
         percentile: for ``"percentile"``: per cent of the values that lie within the range, in (0, 100].
-        overrides: other options for some layers, see :class:`fxq.Override`; a later one wins.
+        overrides: other options for some layers, see :class:`fxq.Override`; a later one wins. Recipes that do not
+            quantise activations statically know ``quantise=False`` alone, and ``"float"`` none.
         corrections: what mends the errors of rounding, by name, in any order. For biases and weights one of these:
             ``"bias"`` (each layer's mean error, from those of its weights), ``"bias_accurate"`` (layer by layer, on
             quantised inputs), ``"adaround"`` (weights rounded for the output of their layer, and biases corrected); a
             later one in this list takes the place of those before it. ``"equalise"`` (cross-layer equalisation: ranges
             of channels move between layers with ReLU between them) and ``"smooth"`` (SmoothQuant: they move from layer
-            norms into linear layers) come before calibration and keep the float function. ``"batch_norm"`` comes last:
+            norms into linear layers) come before calibration and keep the float function; so does ``"split_inputs"``,
+            behind it (a layer that reads the network's input reads two copies, half a step apart). ``"batch_norm"`` is last:
             batch norms that no layer took in get statistics of the quantised values.
         reduce_range: whether int8 weights have 7 bits, codes in [-63, 63]: True, False, or None, which means only for a
             CPU and a target whose instructions saturate 8-bit products; the report says so.
@@ -71,8 +73,20 @@ class Recipe:
         for override in self.overrides:
             if not isinstance(override, Override):
                 raise InputError(f"an override is a {type(override).__name__}", fix="give fxq.Override(where, ...)")
+            self._check_use(override)
         object.__setattr__(self, "corrections", _checked_corrections(self.corrections))
         assert self.options is not None  # checks the options
+
+    def _check_use(self, override: Override) -> None:
+        """Raise InputError for an override that says what this recipe does not look at."""
+        if self.name == "float":
+            raise InputError(f"the recipe 'float' has an override for `{override.name}`", why="it quantises nothing",
+                             fix="leave the override out")  # fmt: skip
+        if self.quantises or self.name == "auto" or not override.options:
+            return
+        raise InputError(f"the override for `{override.name}` sets {', '.join(override.options)}",
+                         why=f"the recipe {self.name!r} has no such option for a layer",
+                         fix="give quantise=False alone, which leaves the layers in float")  # fmt: skip
 
     @property
     def quantises(self) -> bool:
@@ -97,7 +111,7 @@ class Recipe:
 
 _NAMES = ("float", "int8", "dynamic", "weight8", "weight4", "bf16", "fp16", "mixed", "auto")
 
-CORRECTIONS: Final = ("bias", "bias_accurate", "adaround", "equalise", "smooth", "batch_norm")
+CORRECTIONS: Final = ("bias", "bias_accurate", "adaround", "equalise", "smooth", "split_inputs", "batch_norm")
 
 
 def _checked_corrections(given: object) -> tuple[str, ...]:

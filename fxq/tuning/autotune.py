@@ -80,8 +80,9 @@ def autotune(
         max_drop: how much worse than the float model's the metric may be; 0.01 of an accuracy in [0, 1] is one point.
         relative: ``max_drop`` is a share of the float model's metric.
         higher_is_better: False for a loss or an error rate.
-        budget_s: how long to search, in seconds. Recipes get half of it; no trial begins that would not end in time if
-            it took as long as its like so far, but ``evaluate`` and corrections are not cut off. The float model is
+        budget_s: how long to search, in seconds. Recipes get half of it. No trial begins that would not end in time if
+            it took as long as its like so far, and one that takes longer is cut off: between the layers of a
+            correction, and where ``evaluate`` calls the module on the thread that it was called on. The float model is
             measured and the data calibrated on in any case.
         log: a file that gets a line of JSON after each trial. Given again with the same model, data, target and seed,
             the search goes on from there. The metric of the float model is measured again, and must be as it was.
@@ -107,8 +108,7 @@ def autotune(
     try:
         tester.begin()
         journal.confirm(metric_of_the_float_model=tester.trials[0].metric)
-        statistics = bench.statistics(tester.base(start).float_graph)
-        journal.confirm(data=statistics.digest)
+        journal.confirm(data=bench.calibrate(start).digest)
         batches = comparison_batches(model, bench, data)
         search = Search(tester, journal, batches)
         ended = search.run(start)

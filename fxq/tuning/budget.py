@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 from fxq.quant.recipe import Recipe
 
 
 class SearchEndedError(Exception):
     """The search cannot go on; the message says why."""
+
+
+class OutOfTimeError(BaseException):
+    """What is being done has no time left. Like KeyboardInterrupt no Exception, as it must get through the code of
+    passes and of users that catches these."""
 
 
 class Budget:
@@ -45,6 +51,15 @@ class Budget:
         """Raise SearchEndedError where a trial of ``recipe``, or an evaluation alone, does not fit what is left."""
         if not self.holds(recipe, variant):
             raise SearchEndedError(f"the budget of {self.seconds:g} s is spent")
+
+    def interrupt(self, share: float = 1.0) -> Callable[[], None]:
+        """Return a function that raises OutOfTimeError from when a share of the seconds is spent."""
+
+        def check() -> None:
+            if self.seconds is not None and self.spent > share * self.seconds:
+                raise OutOfTimeError
+
+        return check
 
     def midway(self) -> float:
         """Return what will be spent when half of what is left now is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxq.errors import InputError
+from fxq.progress import step
 
 Evaluate = Callable[[fx.GraphModule], float | Tensor]
 
@@ -29,13 +31,14 @@ def check_evaluate(evaluate: object) -> None:
 def measure(evaluate: Evaluate, gm: fx.GraphModule, seed: int = 0) -> float:
     """Return the metric of a copy of ``gm``; NaN where that is what it is.
 
-    The random numbers of torch, NumPy and Python start from ``seed``, and go on afterwards as if nothing had run.
+    The random numbers of torch, NumPy and Python start from ``seed``, and go on afterwards as if nothing had run. Each
+    call of the module is a step between which the work may be ended, see :func:`fxq.progress.checked_by`.
 
     Raises:
         InputError: ``evaluate`` returned something that is not a number.
     """
     with _seeded(seed):
-        value = evaluate(copy.deepcopy(gm))  # layers are shared with other candidates
+        value = evaluate(_stepping(copy.deepcopy(gm)))  # layers are shared with other candidates
     return _number(value)
 
 
@@ -50,6 +53,23 @@ def measure_float(evaluate: Evaluate, gm: fx.GraphModule, seed: int = 0) -> floa
         raise InputError(f"evaluate returned {value} for the float model", why="there is nothing to compare with",
                          fix="return a finite number; higher is better unless you say otherwise")  # fmt: skip
     return value
+
+
+def _stepping(gm: fx.GraphModule) -> fx.GraphModule:
+    """Make each call of ``gm`` a step. torch.fx gives every graph module a class of its own, which ends with it.
+
+    Copies, files and further graphs made from ``gm`` do not have it, as they would a hook.
+    """
+    cls: Any = type(gm)
+    forward = cls.forward
+
+    @functools.wraps(forward)
+    def stepping(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        step()
+        return forward(self, *args, **kwargs)
+
+    cls.forward = stepping
+    return gm
 
 
 def _number(value: Any) -> float:

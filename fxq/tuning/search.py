@@ -68,7 +68,7 @@ class Search:
         for recipe in candidates(start, lambda: self._best):
             if self._highest.holds or not self._tester.budget.holds(recipe, share=_FOR_RECIPES):
                 break
-            self._try(recipe)
+            self._try(recipe, share=_FOR_RECIPES)
         if self._tester.budget.seconds is None:
             for recipe in dearer(lambda: self._best):
                 if not self._highest.holds:
@@ -83,8 +83,8 @@ class Search:
             if not self._highest.holds and self._tester.budget.holds(recipe, times=_DEARER_TIMES):
                 self._try(recipe)
 
-    def _try(self, recipe: Recipe) -> None:
-        trial = self._tester.try_(recipe)
+    def _try(self, recipe: Recipe, share: float = 1.0) -> None:
+        trial = self._tester.try_(recipe, share=share)
         if trial.drop is not None and (self._highest.drop is None or trial.drop < self._highest.drop):
             self._best, self._highest = recipe, trial
 

@@ -12,9 +12,10 @@ from torch import fx
 
 from fxq.errors import FxqError, InputError
 from fxq.manager import PassRecord
+from fxq.progress import checked_by
 from fxq.quant.overrides import Override
 from fxq.quant.recipe import Recipe
-from fxq.tuning.budget import Budget, SearchEndedError
+from fxq.tuning.budget import Budget, OutOfTimeError, SearchEndedError
 from fxq.tuning.candidates import describe, key_of
 from fxq.tuning.journal import Journal, graph_digest
 from fxq.tuning.latency import latencies
@@ -96,11 +97,14 @@ class Tester:
             self._bases[recipe] = self.bench.quantise(recipe)
         return self._bases[recipe]
 
-    def try_(self, recipe: Recipe, float_layers: tuple[str, ...] = (), lost: float = 0.0) -> Trial:
+    def try_(
+        self, recipe: Recipe, float_layers: tuple[str, ...] = (), lost: float = 0.0, share: float = 1.0
+    ) -> Trial:
         """Return the trial of ``recipe`` with some more layers in float, from memory or the log where it was made.
 
         Args:
             lost: the nominal time that the layers in float cost, in seconds.
+            share: of the budget: what goes on beyond it is cut off, and has no metric.
 
         Raises:
             SearchEndedError: the budget does not hold another trial, or ``evaluate`` fails again and again.
@@ -113,9 +117,14 @@ class Tester:
         if known is None:
             self.budget.check(recipe, bool(float_layers))
             start = time.perf_counter()
-            found, built = self._run(recipe, float_layers)
+            try:
+                with checked_by(self.budget.interrupt(share)):
+                    found, built = self._run(recipe, float_layers)
+                again = self._failures > 0  # what failed in evaluate is asked again after a resume
+            except OutOfTimeError:
+                found, again = {"metric": None, "note": "cut off by the budget"}, True
             found["seconds"] = time.perf_counter() - start
-            if not self._failures:  # what failed in evaluate is asked again after a resume
+            if not again:
                 self._journal.add_trial(key, found)
         trial = self._judged(found, describe(recipe), float_layers, known is not None)
         self._keys[key] = trial.number

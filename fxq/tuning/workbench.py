@@ -93,6 +93,16 @@ class Workbench:
         made = self._prepared([p for p in float_pipeline(verify=False) if isinstance(p, Pass)])
         return made.graph, made.records
 
+    def calibrate(self, recipe: Recipe) -> Statistics:
+        """Run the data through the graph that ``recipe`` observes, were it to correct nothing, and return what it saw.
+
+        Raises:
+            CalibrationError: there is no data, or it does not fit or is not finite.
+        """
+        before, insert, *_ = _parts(pipeline(replace(recipe, corrections=()), self.target, verify=False))
+        bare, _ = self._calibrated(before, insert)
+        return self.statistics(bare)
+
     def quantise(self, recipe: Recipe) -> Quantised:
         """Quantise all that ``recipe`` does, with statistics in the place of a calibration.
 
@@ -100,12 +110,15 @@ class Workbench:
             FxqError: as :func:`fxq.compile` does.
         """
         before, insert, corrections, convert, rest = _parts(pipeline(recipe, self.target, verify=False))
-        prepared = self._prepared(before)
-        observed = self._run([insert], prepared)
-        bare = without_observers(observed.graph)
-        recall = RecallStatistics(self.statistics(bare))
-        made = self._run([recall, *corrections, ConvertAgain(convert.recipe)], observed)
+        bare, calibrated = self._calibrated(before, insert)
+        made = self._run([*corrections, ConvertAgain(convert.recipe)], calibrated)
         return Quantised(recipe, bare, made.graph, rest, made.records)
+
+    def _calibrated(self, before: Iterable[Pass], insert: Pass) -> tuple[fx.GraphModule, _Made]:
+        """Return the graph that observers are inserted into, and the one with observers that have ranges."""
+        observed = self._run([insert], self._prepared(before))
+        bare = without_observers(observed.graph)
+        return bare, self._run([RecallStatistics(self.statistics(bare))], observed)
 
     def variant(self, base: Quantised, overrides: Iterable[Override], *, records: bool = False) -> Quantised:
         """Quantise as ``base`` with more overrides: nothing is calibrated, corrected or quantised that ``base`` has.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxq
 from fxq.analysis import Comparison, compare
 from fxq.analysis.error_sums import ErrorSums
 from fxq.errors import CalibrationError, InputError
@@ -184,6 +185,30 @@ def test_int8_and_qdq_graphs_compare_alike(net: nn.Module, x: Tensor) -> None:
     assert after["second"].reference == "second"
     assert errors(after) == errors(before)
     assert after.uncompared == ()
+
+
+class Residual(nn.Module):
+    """A transformer's block in small: its residual stream stays in float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down, self.last = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16), nn.LayerNorm(16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.down(torch.relu(self.up(self.norm(x))))
+        return self.head(self.last(x))  # type: ignore[no-any-return]
+
+
+def test_a_residual_in_float_is_compared_with_the_sum_and_its_layer_with_the_layer() -> None:
+    torch.manual_seed(0)
+    model, x = Residual().eval(), torch.randn(8, 5, 16)
+    int8 = fxq.compile(model, x, calibration=[x], target="reference")
+    found = compare(model, int8, [x], attribute=True)
+    pairs = {layer.name: layer.reference for layer in found.layers}
+    assert (pairs["down"], pairs["down_add"]) == ("down", "add")
+    assert all(layer.sqnr_db > 30 for layer in found.layers), found
+    assert not found.uncompared
 
 
 def test_operations_without_a_counterpart_are_listed(net: nn.Module, x: Tensor) -> None:

@@ -46,7 +46,7 @@ def test_a_tool_that_fails_has_its_reason_in_the_table(
     cell = measure(network, "nncf", SETTINGS)
     assert cell.failure == "RuntimeError: no kernel for this network\nand more"
     shown = table(
-        "digits", [cell, Cell("vit", "digits", "fxq-int8", 0.5, 40.0, "3/3 + 1")], ["fxq-int8", "nncf"], ["vit"]
+        "digits", [cell, Cell("vit", "digits", "fxq-int8", 0, 0.5, 40.0, "3/3 + 1")], ["fxq-int8", "nncf"], ["vit"]
     )
     rows = [list(column.cells) for column in shown.columns]
     assert rows[2] == ["50.00%\n*40.0 dB\n3/3 + 1"]
@@ -104,4 +104,7 @@ def test_a_run_goes_on_from_its_file(
     assert loaded == ["vit"]
     assert fidelity.main([*command, "--json", str(path), "--again", "fxq-int8"]) == 0
     assert loaded == ["vit", "vit"]
+    assert fidelity.main([*command, "--json", str(path), "--seeds", "0", "1"]) == 0
+    assert loaded == ["vit", "vit", "vit"]
+    assert [c["seed"] for c in json.loads(path.read_text())["cells"]] == [0, 0, 1, 1]
     assert "ViT" in capsys.readouterr().out

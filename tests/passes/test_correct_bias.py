@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -101,6 +103,42 @@ def test_a_layer_without_bias_gets_one_and_the_input_graph_stays() -> None:
     assert gm.get_submodule("up").bias is None
     assert graph_text(take_snapshot(gm)) == before
     assert [n.digest for n in take_snapshot(gm).nodes] == digests
+
+
+def test_a_mean_that_is_chance_is_refused_with_both_figures() -> None:
+    """Inputs of zero mean: the mean errors of the halves of a batch are noise, of which the others know nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 4))
+    halves = torch.randn(4, 2, 64, 16)
+    batches = list((halves - halves.mean((0, 1, 2))).reshape(4, 128, 16))
+    gm, context = _observed(model, batches)
+    result = CorrectBias()(gm, context=context)
+    assert not result.modified
+    (refused,) = result.refused
+    before, after = re.fullmatch(r"its mean error .* would go from (\S+) to (\S+)", refused.reason).groups()
+    assert float(after) >= float(before) > 0
+
+
+def test_what_was_measured_is_in_the_record() -> None:
+    gm, context = _observed(_net(), _batches(4, 3, 8, 8))
+    for match in CorrectBias()(gm, context=context).matched:
+        before, after = re.fullmatch(r"mean error from (\S+) to (\S+)", match.detail).groups()
+        assert float(after) < float(before)
+
+
+def test_a_single_sample_is_corrected_for() -> None:
+    gm, context = _observed(_net(), [torch.rand(1, 3, 8, 8) + 0.5])
+    assert len(CorrectBias()(gm, context=context).matched) == 3
+
+
+def test_batches_count_by_their_samples() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1)), torch.rand(7, 3, 8, 8) + 0.5
+    biases = []
+    for batches in ([x], [x[:2], x[2:]]):
+        gm, context = _observed(model, batches)
+        biases.append(CorrectBias()(gm, context=context).graph_module.get_submodule("0").bias)
+    torch.testing.assert_close(*biases, rtol=0, atol=1e-7)
 
 
 def test_a_layer_called_twice_is_refused() -> None:

@@ -169,6 +169,15 @@ def test_a_callable_that_never_runs_the_model() -> None:
         Calibration(lambda m: None, Recording()).run(Recording())
 
 
+def test_a_callable_that_fails_is_named_with_its_error() -> None:
+    def run(model: nn.Module) -> None:
+        model(X)
+        raise KeyError("image")
+
+    with pytest.raises(CalibrationError, match=r"callable failed: KeyError: 'image'\n.*after 1 calls of the model"):
+        Calibration(run, Recording()).run(Recording())
+
+
 def test_the_callers_batches_stay_as_they_are() -> None:
     class Writes(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -99,3 +99,49 @@ def test_bad_options_are_found_when_it_is_made() -> None:
         Override(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="an override is a str"):
         Recipe(overrides=("fc",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recipe", ["dynamic", "weight8", "weight4", "bf16", "fp16"])
+def test_recipes_without_calibration_keep_a_layer_in_float(recipe: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).eval(), torch.randn(2, 64)
+    gm = fxq.compile(model, x, recipe=Recipe(recipe, overrides=(Override("0", quantise=False),)))
+    assert type(gm.get_submodule("0")) is nn.Linear
+    if recipe in ("dynamic", "weight8", "weight4"):
+        assert type(gm.get_submodule("1")) is not nn.Linear
+        refused = {r.node: r.reason for p in fxq.report(gm).passes for r in p.refused}
+        assert "the recipe keeps `0` in float" in refused.values()
+
+
+@pytest.mark.parametrize("recipe", ["dynamic", "weight8", "weight4", "bf16", "fp16", "int8", "auto"])
+def test_an_override_that_matches_nothing_is_an_error_in_every_recipe(recipe: str) -> None:
+    model, x = nn.Sequential(nn.Linear(64, 64)).eval(), torch.randn(2, 64)
+    chosen = Recipe(recipe, overrides=(Override("head", quantise=False),))
+    with pytest.raises(InputError, match="the override for `head` matches no layer"):
+        fxq.compile(model, x, recipe=chosen, calibration=[x] if recipe == "int8" else None)
+
+
+def test_a_layer_that_one_call_keeps_in_float_stays_for_all() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.fc(x))
+
+    gm = fxq.compile(Twice().eval(), torch.randn(2, 64), recipe=Recipe("weight8", overrides=(Override("fc_1", False),)))
+    assert type(gm.get_submodule("fc")) is nn.Linear
+
+
+def test_options_that_a_recipe_does_not_look_at_are_errors() -> None:
+    with pytest.raises(InputError, match="override for `fc` sets activation, percentile\n.*recipe 'dynamic' has no"):
+        Recipe("dynamic", overrides=(Override("fc", activation="percentile", percentile=99.0),))
+    with pytest.raises(InputError, match="recipe 'float' has an override for `Linear`\n.*it quantises nothing"):
+        Recipe("float", overrides=(Override(nn.Linear, quantise=False),))
+    Recipe("auto", overrides=(Override("fc", activation="entropy"),))  # may become int8
+
+
+def test_an_override_for_an_empty_path_is_an_error() -> None:
+    with pytest.raises(InputError, match="an override is for ''"):
+        Override("", quantise=False)

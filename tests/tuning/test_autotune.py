@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 import fxq
 from fxq.errors import CalibrationError, InputError, TargetError
+from fxq.passes import correct_bias_accurately
 from fxq.tuning.trials import TuningReport
 
 
@@ -174,6 +177,50 @@ def test_a_spent_budget_returns_the_float_model(hard_task):
     assert _section(gm).chosen == 0
     assert "the model in float, as no int8 module" in str(fxq.report(gm))
     assert torch.equal(gm(hard_task.images), fxq.compile(hard_task.model, recipe="float")(hard_task.images))
+
+
+def test_an_evaluation_that_takes_too_long_is_cut_off_where_it_calls_the_module(hard_task):
+    calls = []
+
+    def evaluate(gm: nn.Module) -> float:
+        for _ in range(100 if calls else 1):  # a quick float model, and int8 modules that take ten seconds
+            calls.append(gm(hard_task.images[:1]))
+            time.sleep(0.1)
+        return 1.0
+
+    start = time.perf_counter()
+    gm = fxq.autotune(hard_task.model, calibration=hard_task.loader, evaluate=evaluate, budget_s=3)
+    assert time.perf_counter() - start < 5
+    assert _section(gm).trials[-1].note == "cut off by the budget"
+    assert _section(gm).ended == "the budget of 3 s is spent"
+    assert _section(gm).chosen == 0
+
+
+def test_a_correction_that_takes_too_long_is_cut_off_between_layers(hard_task, monkeypatch):
+    def slow(*args):
+        time.sleep(1.0)
+        return quantised(*args)
+
+    quantised = correct_bias_accurately.quantised
+    monkeypatch.setattr(correct_bias_accurately, "quantised", slow)
+    start, recipe = time.perf_counter(), fxq.Recipe(corrections=("bias_accurate",))
+    gm = fxq.autotune(
+        hard_task.model, calibration=hard_task.loader, evaluate=hard_task.evaluate, budget_s=2, recipe=recipe
+    )
+    assert time.perf_counter() - start < 4  # five layers
+    assert [t.note for t in _section(gm).trials] == ["", "cut off by the budget"]
+
+
+def test_what_evaluate_makes_of_the_module_is_as_usual(hard_task, tmp_path):
+    kept = []
+
+    def evaluate(gm: nn.Module) -> float:
+        fxq.save(gm, tmp_path / "candidate.fxq")  # refuses hooks
+        kept.append(copy.deepcopy(gm))
+        return hard_task.evaluate(gm)
+
+    fxq.autotune(hard_task.model, calibration=hard_task.loader, evaluate=evaluate, max_drop=1.0)
+    assert torch.equal(kept[-1](hard_task.images), fxq.load(tmp_path / "candidate.fxq")(hard_task.images))
 
 
 def test_evaluate_that_fails_once_costs_one_trial(hard_task):

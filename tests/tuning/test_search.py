@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import fxq
-from fxq.tuning.budget import Budget, SearchEndedError
+from fxq.tuning.budget import Budget, OutOfTimeError, SearchEndedError
 from fxq.tuning.candidates import candidates, describe, key_of, quick
 from fxq.tuning.journal import Journal
 from fxq.tuning.layers import Layer, int8_layers, select
@@ -36,12 +36,16 @@ class FakeTester:
     drops: dict[str, float] = field(default_factory=dict)
     asked: list[tuple[str, ...]] = field(default_factory=list)
     recipes: list[fxq.Recipe] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
     chosen: int = 0
     budget: Budget = field(default_factory=lambda: Budget(None, 0.0))
 
-    def try_(self, recipe: fxq.Recipe, float_layers: tuple[str, ...] = (), lost: float = 0.0) -> Trial:
+    def try_(
+        self, recipe: fxq.Recipe, float_layers: tuple[str, ...] = (), lost: float = 0.0, share: float = 1.0
+    ) -> Trial:
         self.asked.append(float_layers)
         self.recipes.append(recipe)
+        self.shares.append(share)
         drop = self.drops.get(describe(recipe), 1.0)
         holds = self.holds(set(float_layers)) or drop <= 0.1
         self.chosen = 1 if holds else self.chosen
@@ -109,6 +113,20 @@ def test_recipes_use_half_of_a_budget_at_most():
     tester = FakeTester(lambda given: False, budget=Budget(10.0, time.perf_counter() - 6.0))
     _search(tester)._recipes(START)
     assert len(tester.asked) == 1
+
+
+def test_recipes_are_cut_off_at_half_of_a_budget_and_layers_at_its_end():
+    tester = FakeTester(lambda given: given == {"a"}, budget=Budget(1e6, time.perf_counter()))
+    search = _search(tester)
+    search._recipes(START)
+    assert tester.shares[0] == 1.0  # the first may take all there is
+    assert set(tester.shares[1:]) == {0.5}
+    search._fewest(START, [_layer("a"), _layer("b")])
+    assert tester.shares[-1] == 1.0
+    with pytest.raises(OutOfTimeError):
+        Budget(10.0, time.perf_counter() - 6.0).interrupt(0.5)()
+    Budget(10.0, time.perf_counter() - 6.0).interrupt()()
+    Budget(None, 0.0).interrupt()()
 
 
 def test_a_step_is_expected_to_take_as_long_as_its_like():

@@ -9,12 +9,13 @@ codes k and one scale s for each row. With sums over samples ``H = sum x x^T`` a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
 import torch
 from torch import Tensor
+
+from fxq.progress import step
 
 #: The rectified sigmoid reaches from GAMMA to ZETA and is clipped to 0 and 1 (Louizos et al., 2018).
 _ZETA, _GAMMA = 1.1, -0.1
@@ -100,9 +101,7 @@ class Codes:
         return self.with_values(torch.where(mine.unsqueeze(2), self.values, other.values))
 
 
-def learned(
-    weight: Tensor, nearest: Codes, error: OutputError, iterations: int, step: Callable[[], object] = lambda: None
-) -> Codes:
+def learned(weight: Tensor, nearest: Codes, error: OutputError, iterations: int) -> Codes:
     """Learn for each weight whether to round up or down: AdaRound.
 
     ``k = floor(w / s) + h(V)`` with the rectified sigmoid ``h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1)``;
@@ -116,7 +115,6 @@ def learned(
         nearest: the codes to begin with.
         error: what to lower.
         iterations: of Adam.
-        step: called after each.
     """
     small = OutputError(error.gram.float(), error.cross.float())
     scale, steps = nearest.scale.float(), (weight / nearest.scale).float()
@@ -172,6 +170,7 @@ def settled(codes: Codes, error: OutputError) -> Codes:
     for _ in range(_SWEEPS):
         changed = False
         for j in range(values.shape[2]):
+            step()
             wanted = values[:, :, j] - slope[:, :, j] / (curvature[:, j, None] * scale)
             new = torch.clamp(torch.round(wanted), -largest, largest)
             new = torch.where(codes.fixed[:, :, j] | ~new.isfinite(), values[:, :, j], new)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fxq.progress import checked_by
 from fxq.quant.corrections.rounding import Codes, OutputError, learned, settled
 
 
@@ -94,11 +95,12 @@ def test_damping_keeps_the_weights_where_no_sample_speaks() -> None:
     assert float((held - weight[0, 0, :2]).abs().sum()) < float((free - weight[0, 0, :2]).abs().sum())
 
 
-def test_learning_is_deterministic_and_counts_its_steps() -> None:
+def test_learning_is_deterministic_and_can_be_ended_between_its_steps() -> None:
     torch.manual_seed(2)
     weight, x = torch.randn(1, 4, 8).double() * 4, torch.randn(64, 8)
     error = _problem(x, x.double() @ weight[0].T)
     steps: list[None] = []
-    first, second = (learned(weight, _nearest(weight), error, 20, lambda: steps.append(None)) for _ in range(2))
+    with checked_by(lambda: steps.append(None)):
+        first, second = (learned(weight, _nearest(weight), error, 20) for _ in range(2))
     assert torch.equal(first.values, second.values)
     assert len(steps) == 40
