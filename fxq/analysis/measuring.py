@@ -10,6 +10,7 @@ from torch import fx
 
 from fxq.analysis.running import evaluation
 from fxq.engine.segment import Segment
+from fxq.ir.interpreter import GraphInterpreter
 from fxq.ir.shapes import bind_placeholders
 from fxq.tracing import ModelInputs, clone_inputs
 
@@ -34,7 +35,7 @@ def layer_seconds(gm: fx.GraphModule, inputs: ModelInputs, repeats: int = REPEAT
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-class _Clock(fx.Interpreter):
+class _Clock(GraphInterpreter):
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(gm)
         self.extra_traceback = False

@@ -26,6 +26,7 @@ from fxq.engine.dissolve import dissolve
 from fxq.engine.peaks import machine_peaks
 from fxq.errors import GraphError, InputError, TraceError
 from fxq.ir.identify import identify, read_attribute
+from fxq.ir.interpreter import GraphInterpreter
 from fxq.ir.metrics import tensors_in
 from fxq.ir.provenance import ensure_ids, node_info
 from fxq.ir.shapes import TensorSpec, bind_placeholders
@@ -121,7 +122,7 @@ class _NodeRun:
     uncounted: frozenset[str]
 
 
-class _CountingInterpreter(fx.Interpreter):
+class _CountingInterpreter(GraphInterpreter):
     """Runs a graph and counts, node by node."""
 
     def __init__(self, gm: fx.GraphModule) -> None:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxq.errors import GraphError
+from fxq.ir.interpreter import GraphInterpreter
 from fxq.ir.provenance import INFO_KEY, node_info
 
 TENSOR_KEY = "fxq_tensor"
@@ -76,7 +77,7 @@ def _describe(value: Any) -> Any:
     return type(value).__name__
 
 
-class Recorder(fx.Interpreter):
+class Recorder(GraphInterpreter):
     """Runs a graph, notes each value's shape and dtype on its node, and shows each value to ``watch``."""
 
     def __init__(self, gm: fx.GraphModule, watch: Callable[[fx.Node, Any], None] | None = None) -> None:
@@ -137,7 +138,7 @@ def record_missing(gm: fx.GraphModule) -> bool:
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         values: dict[fx.Node, Any] = {}
-        interpreter = fx.Interpreter(gm)
+        interpreter = GraphInterpreter(gm)
         for node in gm.graph.nodes:
             if TENSOR_KEY in node.meta:
                 continue
