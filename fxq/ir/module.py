@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import PythonCode
 
+from fxq.ir.identify import find_module
 from fxq.ir.last_use import hand_over_residuals
 from fxq.ir.provenance import INFO_KEY, MODULE_KEY, SOURCE_KEY
 from fxq.ir.shapes import TENSOR_KEY
@@ -16,14 +19,47 @@ from fxq.ir.shapes import TENSOR_KEY
 _NODE_KEYS = (INFO_KEY, TENSOR_KEY, SOURCE_KEY, MODULE_KEY)
 
 
+_generating = threading.RLock()
+
+
 class TracedModule(GraphModule):
-    """A ``torch.fx.GraphModule`` that keeps its ``meta`` and what fxq knows of its nodes when it is pickled."""
+    """A ``torch.fx.GraphModule`` that keeps its ``meta`` and what fxq knows of its nodes when it is pickled.
+
+    Its code is generated when it is first called or read: that of a graph between two passes never is.
+    """
+
+    @property
+    def graph(self) -> Graph:
+        """The graph; whoever edits it calls :meth:`recompile`, as with any ``GraphModule``."""
+        return self._graph
+
+    @graph.setter
+    def graph(self, graph: Graph) -> None:
+        self._graph = graph
+        graph.owning_module = self
+        self.recompile_on_use()
+
+    def recompile_on_use(self) -> None:
+        """Forget the code, which is generated from the graph as it is when somebody wants it."""
+        self.__dict__.pop("_code", None)
+        type(self).forward = _Pending(self)  # type: ignore[assignment]
 
     def recompile(self) -> PythonCode:
         """Generate the code anew; it hands residuals over at their last use."""
         graph = self._graph
-        with graph.on_generate_code(lambda earlier: hand_over_residuals(self, graph, earlier)):
+        with _generating, graph.on_generate_code(lambda earlier: hand_over_residuals(self, graph, earlier)):
             return super().recompile()
+
+    @property
+    def code(self) -> str:
+        """The code that runs."""
+        if "_code" not in self.__dict__:
+            self.recompile()
+        return self._code
+
+    def __str__(self) -> str:
+        assert self.code  # torch prints what was generated last
+        return super().__str__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         super().recompile()  # pickled is the plain code, which says no more than the graph
@@ -33,6 +69,22 @@ class TracedModule(GraphModule):
         name = type(self).__name__
         states = {path: (m.training, set(m._non_persistent_buffers_set)) for path, m in self.named_modules()}
         return _rebuild, (super().__reduce__(), name, dict(self.meta), origins, states)
+
+
+class _Pending:
+    """Stands for ``forward`` in the class of one module until it is looked up, and then generates it."""
+
+    def __init__(self, module: TracedModule) -> None:
+        self._module = weakref.ref(module)
+
+    def __get__(self, instance: TracedModule | None, owner: type[TracedModule]) -> Any:
+        module = self._module()
+        assert module is not None
+        own = type(module)
+        with _generating:
+            if vars(own)["forward"] is self:  # else another thread was first
+                module.recompile()
+        return vars(own)["forward"].__get__(instance, owner)
 
 
 def build_module(model: nn.Module, graph: Graph) -> TracedModule:
@@ -52,7 +104,7 @@ def build_module(model: nn.Module, graph: Graph) -> TracedModule:
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
     try:
-        return model.get_submodule(path)
+        return find_module(model, path)
     except AttributeError:
         return None
 

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from fxq.admission import check_model, check_runs, private_copy
 from fxq.errors import InputError
+from fxq.ir.meta import record_on_meta
 from fxq.manager import PassContext, PassManager, Report
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.decompose_attention import DecomposeAttention
@@ -43,6 +44,7 @@ def prepare(model: nn.Module, inputs: ModelInputs, report: Report, verify: bool)
         PassError: a pass failed.
     """
     gm = trace(private_copy(model), inputs)
-    check_runs(gm, inputs, InputError, "the example inputs")
+    if verify or not record_on_meta(gm, inputs.args, inputs.kwargs):
+        check_runs(gm, inputs, InputError, "the example inputs")
     manager = PassManager([Functionalise(), Canonicalise(), DecomposeAttention(), DecomposeWindows()], verify=verify)
     return manager(gm, context=PassContext(inputs if verify else None), report=report).graph_module

@@ -153,6 +153,6 @@ class Run:
 
 def build(structure: Structure, keep: Mapping[str, Mask], inputs: ModelInputs, report: Report) -> fx.GraphModule:
     """Return the graph of ``structure`` with those units only."""
-    pruned, record = PruneChannels.of(keep)(structure.gm, context=PassContext(inputs))
+    pruned, record = PruneChannels.of(keep, structure)(structure.gm, context=PassContext(inputs))
     report.add(record)
     return pruned
