@@ -176,11 +176,11 @@ def _check_names(chooser: Chooser) -> None:
 
 def _start(model: nn.Module, inputs: ModelInputs, goal: Goal | None, check: bool, mend: Mending) -> Run:
     report = Report()
-    gm = prepare(model, inputs, report, check)
+    gm = prepare(model, inputs, report, check, share_layers=True)
     structure = analyse(gm, inputs)
     timed = goal is not None and goal.kind == "latency"
     dense = Dense(structure, structure.costs(), Stopwatch(gm, inputs) if timed else None)
-    return Run(inputs, dense, report, check, mend)
+    return Run(model, inputs, dense, report, check, mend)
 
 
 def _replay(model: nn.Module, run: Run, plan: Plan) -> fx.GraphModule:

@@ -32,18 +32,21 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> ModelInputs:
     return inputs
 
 
-def prepare(model: nn.Module, inputs: ModelInputs, report: Report, verify: bool) -> fx.GraphModule:
+def prepare(
+    model: nn.Module, inputs: ModelInputs, report: Report, verify: bool, share_layers: bool = False
+) -> fx.GraphModule:
     """Return a canonical graph of a private copy of ``model``. Dropout stays, for fine-tuning.
 
     Args:
         verify: check what each pass makes on ``inputs``.
+        share_layers: of PyTorch's own layers the graph has those of ``model`` itself, to read only.
 
     Raises:
         InputError: the model cannot be copied, or does not run on ``inputs``.
         TraceError: it cannot be captured.
         PassError: a pass failed.
     """
-    gm = trace(private_copy(model), inputs)
+    gm = trace(private_copy(model, share_layers), inputs)
     if verify or not record_on_meta(gm, inputs.args, inputs.kwargs):
         check_runs(gm, inputs, InputError, "the example inputs")
     manager = PassManager([Functionalise(), Canonicalise(), DecomposeAttention(), DecomposeWindows()], verify=verify)

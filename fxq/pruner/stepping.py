@@ -13,6 +13,7 @@ from fxq.manager import PassContext, Report
 from fxq.passes.prune_channels import PruneChannels
 from fxq.pruner.latency import Stopwatch
 from fxq.pruner.mending import Mending
+from fxq.pruner.ownership import own
 from fxq.pruning.choosing import Choice, Chooser, Measure, choose, cost_share
 from fxq.pruning.criteria import Criterion
 from fxq.pruning.evidence.activations import collect_activations, layers_of
@@ -84,6 +85,7 @@ class Run:
     """A prune under way.
 
     Attributes:
+        model: the user's, with which no result may share anything.
         inputs: the example inputs.
         dense: the model before any pruning.
         report: where passes leave their records.
@@ -93,6 +95,7 @@ class Run:
         masks, checks, notes: of the steps so far.
     """
 
+    model: nn.Module
     inputs: ModelInputs
     dense: Dense
     report: Report
@@ -120,7 +123,7 @@ class Run:
         Raises:
             VerifyError: the pruned model does not equal the masked one.
         """
-        pruned = build(structure, keep, self.inputs, self.report)
+        pruned = own(build(structure, keep, self.inputs, self.report), self.model)
         self.masks.append(dict(keep))
         self.costs = structure.costs(keep)
         if self.check:
