@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from fxq.ir.identify import OpCall, has_hooks
+from fxq.ir.identify import OpCall, get_module, has_hooks
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import keep_record, tensor_spec
 from fxq.manager.base import Numerics, Pass
@@ -61,6 +61,9 @@ class DecomposeAttention(Pass):
 
     name: ClassVar[str] = "decompose_attention"
     numerics: ClassVar[Numerics] = Numerics.CLOSE
+
+    def applies(self, gm: fx.GraphModule) -> bool:
+        return any(type(get_module(gm, node)) in _RULES for node in gm.graph.nodes)
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         for call in rw.calls():

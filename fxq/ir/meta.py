@@ -90,7 +90,9 @@ def runs_on_meta(gm: fx.GraphModule, tensors: list[Tensor]) -> bool:
 def meta_twin(module: nn.Module) -> nn.Module:
     """Return a module like ``module``, which is left as it is, whose parameters and buffers lie on the meta device."""
     twin = copy.copy(module)
-    twin.__dict__["_parameters"], twin.__dict__["_buffers"] = on_meta((module._parameters, module._buffers))
+    for table in ("_parameters", "_buffers"):
+        tensors = getattr(module, table).items()
+        twin.__dict__[table] = {k: None if t is None else torch.empty_like(t, device="meta") for k, t in tensors}
     twin.__dict__["_modules"] = {k: None if m is None else meta_twin(m) for k, m in module._modules.items()}
     return twin
 

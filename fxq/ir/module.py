@@ -11,7 +11,6 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import PythonCode
 
-from fxq.ir.identify import find_module
 from fxq.ir.last_use import hand_over_residuals
 from fxq.ir.provenance import INFO_KEY, MODULE_KEY, SOURCE_KEY
 from fxq.ir.shapes import TENSOR_KEY
@@ -93,20 +92,17 @@ def build_module(model: nn.Module, graph: Graph) -> TracedModule:
     Modules on the way to a layer are new and empty; they and the result are in the mode of their originals.
     """
     gm = TracedModule(model, graph, type(model).__name__)
-    for path, module in gm.named_modules():
-        original = _submodule(model, path)
-        if original is None or original is module:
-            continue
-        module.training = original.training
-        module._non_persistent_buffers_set |= original._non_persistent_buffers_set & set(module._buffers)
+    open_: list[tuple[nn.Module, nn.Module]] = [(gm, model)]
+    while open_:
+        made, original = open_.pop()
+        made._non_persistent_buffers_set |= original._non_persistent_buffers_set & set(made._buffers)
+        for name, child in made._modules.items():
+            source = original._modules.get(name)
+            if child is None or source is None or source is child:
+                continue
+            child.training = source.training
+            open_.append((child, source))
     return gm
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return find_module(model, path)
-    except AttributeError:
-        return None
 
 
 def _rebuild(

@@ -81,6 +81,10 @@ class Pass(ABC):
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         """Edit the graph of ``rw``; every candidate ends as a match or as a refusal with a reason."""
 
+    def applies(self, gm: fx.GraphModule) -> bool:
+        """Whether ``gm`` may hold anything for the pass; where it does not, the pass gives ``gm`` itself back."""
+        return True
+
     def __call__(
         self,
         gm: fx.GraphModule,
@@ -107,6 +111,8 @@ class Pass(ABC):
         ensure_recorded(gm, context.inputs)
         notes: list[str] = []
         before = take_snapshot(gm) if before is None else before
+        if not self.applies(gm):
+            return PassResult(gm, PassRecord(self.name, repr(self), self.numerics.value, before, before))
         rw = Rewriter(gm, self.name)
         start = time.perf_counter()
         try:
