@@ -23,6 +23,8 @@ _UNARY_MODULES: Final = (
     nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Dropout, nn.Identity,
 )  # fmt: skip
 _UNARY: Final = {torch.relu, torch.sigmoid, F.relu, F.relu6, F.silu, F.gelu, F.hardswish, F.hardsigmoid}
+#: Modes of ``interpolate`` whose shapes are those of the default, which is found a hundred times as fast.
+_SMOOTH: Final = ("bilinear", "bicubic")
 _BINARY: Final = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}
 
 
@@ -47,6 +49,8 @@ class OnMeta(fx.Interpreter):
             first, last = tensors[0], tensors[-1]
             if len(args) <= 2 and first.is_floating_point() and (first.shape, first.dtype) == (last.shape, last.dtype):
                 return first
+        if target is F.interpolate and kwargs.get("mode") in _SMOOTH and tensors[0].dim() == 4:
+            kwargs = {k: v for k, v in kwargs.items() if k in ("size", "scale_factor", "recompute_scale_factor")}
         return super().call_function(target, args, kwargs)
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

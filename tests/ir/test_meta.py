@@ -56,6 +56,8 @@ RUN: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, nn.Module]]] = {
     "sizes": (lambda m, x: x.view(x.size(0), -1)[:, : x.shape[1]], {}),
     "a norm of the last dimension": (lambda m, x: m.norm(x), {"norm": nn.LayerNorm(8)}),
     "two outputs": (lambda m, x: torch.split(m.act(x), 1, 1), {"act": nn.ReLU(inplace=True)}),
+    "a larger image": (lambda m, x: F.interpolate(x, (5, 9), mode="bilinear", align_corners=False), {}),
+    "an image twice as large": (lambda m, x: F.interpolate(x, scale_factor=2.5, mode="bicubic"), {}),
     "layers in a layer": (lambda m, x: m.attend(x[:, 0], x[:, 0], x[:, 0]), {"attend": nn.MultiheadAttention(8, 2)}),
     "a class that only adds a constructor": (lambda m, x: m.conv(x), {"conv": Derived()}),
 }
