@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from fxq.errors import CalibrationError, GraphError, InputError
+from fxq.ir.identify import has_hooks
 from fxq.ir.stage import Stage, stage_of
 from fxq.manager.running import run_on_copy
 from fxq.tracing import ModelInputs, check_traceable
@@ -48,21 +51,29 @@ def _unusable(name: str, tensor: torch.Tensor) -> str | None:
         return "lies on the meta device and has no values"
     if not tensor.is_floating_point():
         return None
-    if bool(torch.isfinite(tensor.sum())):  # one pass over the weights, where nearly all models end
+    if math.isfinite(float(tensor.detach().sum())):  # one pass over the weights, where nearly all models end
         return None
     infinite = isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
     bad = ~torch.isfinite(tensor) if infinite else torch.isnan(tensor)
     return f"holds NaN or infinity in {int(bad.sum())} of {bad.numel()} values" if bool(bad.any()) else None
 
 
-def private_copy(model: nn.Module) -> nn.Module:
+def private_copy(model: nn.Module, share_layers: bool = False) -> nn.Module:
     """Return a copy of ``model`` that fxq may change.
+
+    Args:
+        share_layers: share PyTorch's own layers, which nobody may write to then. Weights are not copied, but whatever
+            else the model holds is: its forward may change it.
 
     Raises:
         InputError: the model cannot be copied.
     """
+    memo: dict[int, Any] = {}
+    for layer in model.modules() if share_layers else ():
+        if type(layer).__module__.startswith("torch.nn.modules.") and not layer._modules and not has_hooks(layer):
+            memo |= {id(x): x for x in (layer, *layer._parameters.values(), *layer._buffers.values()) if x is not None}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, ValueError) as error:
         raise InputError(
             "the model cannot be copied", why=f"{type(error).__name__}: {error}",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import fx, nn
 
-from fxq.ir.identify import OpCall, has_hooks
+from fxq.ir.identify import OpCall, get_module, has_hooks
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import keep_record
 from fxq.manager.base import Numerics, Pass
@@ -55,10 +55,12 @@ class DecomposeAttention(Pass):
     name: ClassVar[str] = "decompose_attention"
     numerics: ClassVar[Numerics] = Numerics.CLOSE
 
+    def applies(self, gm: fx.GraphModule) -> bool:
+        return any(_rule(get_module(gm, node)) is not None for node in gm.graph.nodes)
+
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         for call in rw.calls():
-            kind = type(call.module)
-            rule = "attention" if kind is nn.MultiheadAttention else TRANSFORMERS.get(kind)  # type: ignore[arg-type]
+            rule = _rule(call.module)
             if rule is None:
                 continue
             arguments = _bind(call)
@@ -68,6 +70,12 @@ class DecomposeAttention(Pass):
                 continue
             with rw.rule(rule, call.node):
                 _replace(call, arguments, rw)
+
+
+def _rule(module: nn.Module | None) -> str | None:
+    """What writing out a call of ``module`` is called; None where it is none of those that are written out."""
+    kind = type(module)
+    return "attention" if kind is nn.MultiheadAttention else TRANSFORMERS.get(kind)  # type: ignore[arg-type]
 
 
 def _bind(call: OpCall) -> Arguments:

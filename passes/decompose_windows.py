@@ -58,6 +58,10 @@ class DecomposeWindows(Pass):
     name: ClassVar[str] = "decompose_windows"
     numerics: ClassVar[Numerics] = Numerics.CLOSE
 
+    def applies(self, gm: fx.GraphModule) -> bool:
+        functions = (n.target for n in gm.graph.nodes if n.op == "call_function")
+        return any(function_name(f) in (_ATTENTION, _BIAS, _MERGING) for f in functions)
+
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         for call in rw.calls():
             if call.node.op != "call_function":

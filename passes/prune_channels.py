@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from torch import fx
 
 from fxq.errors import PassError
 from fxq.ir.rewriter import Rewriter
@@ -32,9 +33,11 @@ class PruneChannels(Pass):
 
     Args:
         kept: for each group by name, the units that stay, in ascending order; other groups stay whole.
+        structure: of the graph that the pass will be given, where it is known already.
     """
 
     kept: tuple[tuple[str, tuple[int, ...]], ...]
+    structure: Structure | None = field(default=None, repr=False, compare=False)
 
     name: ClassVar[str] = "prune_channels"
     consumes: ClassVar[tuple[Stage, ...]] = (Stage.CANONICAL,)
@@ -42,14 +45,16 @@ class PruneChannels(Pass):
     resizes: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, keep: Mapping[str, Mask]) -> Self:
+    def of(cls, keep: Mapping[str, Mask], structure: Structure | None = None) -> Self:
         """Return the pass that keeps what these masks say, one for each group by name."""
-        return cls(tuple((name, tuple(np.flatnonzero(m).tolist())) for name, m in keep.items() if not m.all()))
+        kept = tuple((name, tuple(np.flatnonzero(m).tolist())) for name, m in keep.items() if not m.all())
+        return cls(kept, structure)
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         if context.inputs is None:
             raise PassError("the pass `prune_channels` needs example inputs", fix="pass example_inputs")
-        structure = analyse(rw.gm, context.inputs)
+        known = self.structure
+        structure = analyse(rw.gm, context.inputs) if known is None else known.on_copy(rw.gm)
         keep = {name: _mask(_find(structure, name), units) for name, units in self.kept}
         remove_units(rw, structure, keep, context)
 
@@ -58,9 +63,10 @@ def remove_units(rw: Rewriter, structure: Structure, keep: Mapping[str, Mask], c
     """Remove all units of some groups of ``structure``, which is of the rewriter's graph, but those in ``keep``."""
     assert context.inputs is not None
     chosen = [g for g in structure.groups if g.name in keep and not keep[g.name].all()]
+    callers = {str(n.target): n for n in reversed(list(rw.nodes())) if n.op == "call_module"}
     for group in structure.groups:
         if group.fixed.all() and group.reason:
-            _refuse(rw, group)
+            _refuse(rw, group, callers)
     if not chosen:
         return
     kept = structure.kept(keep)
@@ -111,8 +117,7 @@ def _leaders(rw: Rewriter, groups: list[Group]) -> list[Any]:
     return found or [next(iter(rw.nodes()))]
 
 
-def _refuse(rw: Rewriter, group: Group) -> None:
-    for node in rw.nodes():
-        if node.op == "call_module" and str(node.target) == group.members[0].path:
-            rw.refuse("prune", node, group.reason)
-            return
+def _refuse(rw: Rewriter, group: Group, callers: Mapping[str, fx.Node]) -> None:
+    node = callers.get(group.members[0].path)
+    if node is not None:
+        rw.refuse("prune", node, group.reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from typing import Any
 
 import torch
@@ -16,14 +18,47 @@ from fxq.ir.shapes import TENSOR_KEY
 _NODE_KEYS = (INFO_KEY, TENSOR_KEY, SOURCE_KEY, MODULE_KEY)
 
 
+_generating = threading.RLock()
+
+
 class TracedModule(GraphModule):
-    """A ``torch.fx.GraphModule`` that keeps its ``meta`` and what fxq knows of its nodes when it is pickled."""
+    """A ``torch.fx.GraphModule`` that keeps its ``meta`` and what fxq knows of its nodes when it is pickled.
+
+    Its code is generated when it is first called or read: that of a graph between two passes never is.
+    """
+
+    @property
+    def graph(self) -> Graph:
+        """The graph; whoever edits it calls :meth:`recompile`, as with any ``GraphModule``."""
+        return self._graph
+
+    @graph.setter
+    def graph(self, graph: Graph) -> None:
+        self._graph = graph
+        graph.owning_module = self
+        self.recompile_on_use()
+
+    def recompile_on_use(self) -> None:
+        """Forget the code, which is generated from the graph as it is when somebody wants it."""
+        self.__dict__.pop("_code", None)
+        type(self).forward = _Pending(self)  # type: ignore[assignment]
 
     def recompile(self) -> PythonCode:
         """Generate the code anew; it hands residuals over at their last use."""
         graph = self._graph
-        with graph.on_generate_code(lambda earlier: hand_over_residuals(self, graph, earlier)):
+        with _generating, graph.on_generate_code(lambda earlier: hand_over_residuals(self, graph, earlier)):
             return super().recompile()
+
+    @property
+    def code(self) -> str:
+        """The code that runs."""
+        if "_code" not in self.__dict__:
+            self.recompile()
+        return self._code
+
+    def __str__(self) -> str:
+        assert self.code  # torch prints what was generated last
+        return super().__str__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         super().recompile()  # pickled is the plain code, which says no more than the graph
@@ -35,26 +70,39 @@ class TracedModule(GraphModule):
         return _rebuild, (super().__reduce__(), name, dict(self.meta), origins, states)
 
 
+class _Pending:
+    """Stands for ``forward`` in the class of one module until it is looked up, and then generates it."""
+
+    def __init__(self, module: TracedModule) -> None:
+        self._module = weakref.ref(module)
+
+    def __get__(self, instance: TracedModule | None, owner: type[TracedModule]) -> Any:
+        module = self._module()
+        assert module is not None
+        own = type(module)
+        with _generating:
+            if vars(own)["forward"] is self:  # else another thread was first
+                module.recompile()
+        return vars(own)["forward"].__get__(instance, owner)
+
+
 def build_module(model: nn.Module, graph: Graph) -> TracedModule:
     """Return a module that runs ``graph`` on the layers, parameters and buffers of ``model``, which it shares.
 
     Modules on the way to a layer are new and empty; they and the result are in the mode of their originals.
     """
     gm = TracedModule(model, graph, type(model).__name__)
-    for path, module in gm.named_modules():
-        original = _submodule(model, path)
-        if original is None or original is module:
-            continue
-        module.training = original.training
-        module._non_persistent_buffers_set |= original._non_persistent_buffers_set & set(module._buffers)
+    open_: list[tuple[nn.Module, nn.Module]] = [(gm, model)]
+    while open_:
+        made, original = open_.pop()
+        made._non_persistent_buffers_set |= original._non_persistent_buffers_set & set(made._buffers)
+        for name, child in made._modules.items():
+            source = original._modules.get(name)
+            if child is None or source is None or source is child:
+                continue
+            child.training = source.training
+            open_.append((child, source))
     return gm
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _rebuild(

@@ -278,7 +278,7 @@ class Rewriter:
         anchor.prepend(node)
 
     def finish(self) -> fx.GraphModule:
-        """Check the graph, drop what it no longer calls or reads, recompile, and return the rewritten graph module.
+        """Check the graph, drop what it no longer calls or reads, and return the rewritten graph module.
 
         Raises:
             GraphError: the edits left a graph that does not hold together.
@@ -288,8 +288,8 @@ class Rewriter:
         except (RuntimeError, ValueError) as error:
             raise GraphError("the rewritten graph is not well formed", where=self._pass_name, why=str(error)) from error
         self._drop_unread()
-        self.gm.delete_all_unused_submodules()
-        self.gm.recompile()
+        self._drop_uncalled()
+        self.gm.recompile_on_use()
         return self.gm
 
     # -- inside ------------------------------------------------------------------------------------------------
@@ -337,6 +337,22 @@ class Rewriter:
             module = self.gm.get_submodule(owner) if not owner or self._has(owner) else None
             if module is self.gm or type(module) is nn.Module:
                 delattr(module, name)
+
+    def _drop_uncalled(self) -> None:
+        """Delete the modules that the graph does not call, and in which it neither calls nor reads anything."""
+        used = {str(n.target) for n in self.graph.nodes if n.op in ("call_module", "get_attr")}
+        ways = {path[:i] for path in used for i, c in enumerate(path) if c == "."}
+        open_: list[tuple[str, nn.Module]] = [("", self.gm)]
+        while open_:
+            prefix, parent = open_.pop()
+            for name, child in list(parent._modules.items()):
+                path = f"{prefix}{name}"
+                if child is None or path in used:
+                    continue
+                if path in ways:
+                    open_.append((f"{path}.", child))
+                else:
+                    delattr(parent, name)
 
     def _callers(self, path: str) -> list[str]:
         return [n.name for n in self.graph.nodes if n.op == "call_module" and n.target == path]

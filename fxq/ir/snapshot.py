@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 import zlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fxq.ir.identify import identify, read_attribute
 from fxq.ir.provenance import Origin, ensure_ids, node_info
@@ -121,31 +122,42 @@ def argument_text(value: Any) -> str:
     return kind_text(value) if callable(value) else repr(value)
 
 
-_digests = WeakTensorKeyDictionary()
+#: By the identity of a tensor: the tensor, its version and address, and the checksum of its values.
+_digests: dict[int, tuple[weakref.ref[torch.Tensor], tuple[int, int], int]] = {}
 
 
 def _digest(node: fx.Node, gm: fx.GraphModule, module: nn.Module | None) -> int:
-    if module is not None:
-        tensors = [*module.parameters(), *module.buffers()]
+    tensors: Iterable[torch.Tensor | None] = ()
+    if module is not None and not module._modules:
+        tensors = (*module._parameters.values(), *module._buffers.values())
+    elif module is not None:
+        tensors = (*module.parameters(), *module.buffers())
     elif node.op == "get_attr":
         value = read_attribute(gm, node)
-        tensors = [value] if isinstance(value, torch.Tensor) else []
-    else:
-        tensors = []
+        tensors = (value,) if isinstance(value, torch.Tensor) else ()
     out = 0
     for tensor in tensors:
-        out = zlib.crc32(_tensor_digest(tensor).to_bytes(4, "little"), out)
+        if tensor is not None:
+            out = zlib.crc32(_tensor_digest(tensor).to_bytes(4, "little"), out)
     return out
 
 
 def _tensor_digest(tensor: torch.Tensor) -> int:
     """Checksum of the values, remembered for as long as the tensor lives unchanged: weights are hashed once."""
     version = (tensor._version if not tensor.is_inference() else -1, tensor.data_ptr())
-    found: tuple[tuple[int, int], int] | None = _digests.get(tensor)  # type: ignore[no-untyped-call]
-    if found is not None and found[0] == version and version[0] >= 0:
-        return found[1]
+    key = id(tensor)
+    found = _digests.get(key)
+    if found is not None and found[0]() is tensor and found[1] == version and version[0] >= 0:
+        return found[2]
     data = tensor.detach().cpu().contiguous().reshape(-1)
-    raw = data.view(torch.uint8).numpy().tobytes() if data.numel() else b""
-    value = zlib.crc32(raw, zlib.crc32(f"{tuple(tensor.shape)}{tensor.dtype}".encode()))
-    _digests[tensor] = (version, value)
+    value = zlib.crc32(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+    if data.numel():
+        value = zlib.crc32(data.view(torch.uint8).numpy(), value)
+    _digests[key] = (weakref.ref(tensor, lambda gone: _forget(key, gone)), version, value)
     return value
+
+
+def _forget(key: int, gone: weakref.ref[torch.Tensor]) -> None:
+    found = _digests.get(key)
+    if found is not None and found[0] is gone:  # else another tensor has the identity by now
+        del _digests[key]

@@ -81,8 +81,17 @@ class Pass(ABC):
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         """Edit the graph of ``rw``; every candidate ends as a match or as a refusal with a reason."""
 
+    def applies(self, gm: fx.GraphModule) -> bool:
+        """Whether ``gm`` may hold anything for the pass; where it does not, the pass gives ``gm`` itself back."""
+        return True
+
     def __call__(
-        self, gm: fx.GraphModule, example_inputs: Any = None, *, context: PassContext | None = None
+        self,
+        gm: fx.GraphModule,
+        example_inputs: Any = None,
+        *,
+        context: PassContext | None = None,
+        before: GraphSnapshot | None = None,
     ) -> PassResult:
         """Run the pass on its own. ``gm`` is left as it was.
 
@@ -90,6 +99,7 @@ class Pass(ABC):
             gm: a graph module at one of the stages that the pass consumes.
             example_inputs: inputs, for passes that run the graph; as :func:`fxq.trace` takes them.
             context: everything else that passes share; takes the place of ``example_inputs``.
+            before: a snapshot of ``gm`` as it is, where the caller has one.
 
         Raises:
             PassError: ``gm`` is at another stage, or the pass failed; names the node and shows the graph around it.
@@ -100,7 +110,9 @@ class Pass(ABC):
         check_stage(self, gm)
         ensure_recorded(gm, context.inputs)
         notes: list[str] = []
-        before = take_snapshot(gm)
+        before = take_snapshot(gm) if before is None else before
+        if not self.applies(gm):
+            return PassResult(gm, PassRecord(self.name, repr(self), self.numerics.value, before, before))
         rw = Rewriter(gm, self.name)
         start = time.perf_counter()
         try:

@@ -10,7 +10,7 @@ from torch import fx
 
 from fxq.errors import CalibrationError, FxqError, InputError, PassError, TargetError, nearest
 from fxq.ir.metrics import Distance, distance
-from fxq.ir.snapshot import take_snapshot
+from fxq.ir.snapshot import GraphSnapshot, take_snapshot
 from fxq.manager.base import Pass, PassResult
 from fxq.manager.context import PassContext
 from fxq.manager.record import PassRecord
@@ -32,7 +32,7 @@ class ManagerResult(NamedTuple):
 
 @dataclass
 class _Run:
-    """One run: the context, the outputs to compare with, and where the record goes."""
+    """One run: the context, the outputs to compare with, where the record goes, and the graph as it was seen last."""
 
     context: PassContext
     verify: bool
@@ -41,6 +41,7 @@ class _Run:
     original: Any = None
     latest: Any = None
     outputs: bool = field(default=False)
+    seen: GraphSnapshot | None = None
 
 
 class PassManager:
@@ -120,7 +121,7 @@ class PassManager:
     def _run_pass(self, p: Pass, gm: fx.GraphModule, run: _Run, prefix: str) -> fx.GraphModule:
         self._ensure_outputs(gm, run)
         try:
-            out, record = p(gm, context=run.context)
+            out, record = p(gm, context=run.context, before=run.seen)
         except (PassError, InputError, CalibrationError, TargetError) as error:
             self._record(_failed(p, gm, error), run, prefix)
             raise
@@ -130,6 +131,7 @@ class PassManager:
             self._record(replace(record, error=str(error)), run, prefix)
             raise
         self._record(record, run, prefix)
+        run.seen = record.after
         return out
 
     def _record(self, record: PassRecord, run: _Run, prefix: str) -> None:

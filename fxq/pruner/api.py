@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxq.admission import check_model
 from fxq.errors import InputError, nearest
+from fxq.ir.shapes import is_recorded
 from fxq.manager import Report
 from fxq.manager.report import attach_report, report_of
 from fxq.pruner.latency import Stopwatch
@@ -176,11 +177,12 @@ def _check_names(chooser: Chooser) -> None:
 
 def _start(model: nn.Module, inputs: ModelInputs, goal: Goal | None, check: bool, mend: Mending) -> Run:
     report = Report()
-    gm = prepare(model, inputs, report, check)
+    gm = prepare(model, inputs, report, check, share_layers=True)
+    seen = report.passes[-1].after if is_recorded(gm) else None
     structure = analyse(gm, inputs)
     timed = goal is not None and goal.kind == "latency"
     dense = Dense(structure, structure.costs(), Stopwatch(gm, inputs) if timed else None)
-    return Run(inputs, dense, report, check, mend)
+    return Run(model, inputs, dense, report, check, mend, seen)
 
 
 def _replay(model: nn.Module, run: Run, plan: Plan) -> fx.GraphModule:

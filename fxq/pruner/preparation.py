@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from fxq.admission import check_model, check_runs, private_copy
 from fxq.errors import InputError
+from fxq.ir.meta import record_on_meta
 from fxq.manager import PassContext, PassManager, Report
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.decompose_attention import DecomposeAttention
@@ -31,18 +32,22 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> ModelInputs:
     return inputs
 
 
-def prepare(model: nn.Module, inputs: ModelInputs, report: Report, verify: bool) -> fx.GraphModule:
+def prepare(
+    model: nn.Module, inputs: ModelInputs, report: Report, verify: bool, share_layers: bool = False
+) -> fx.GraphModule:
     """Return a canonical graph of a private copy of ``model``. Dropout stays, for fine-tuning.
 
     Args:
         verify: check what each pass makes on ``inputs``.
+        share_layers: of PyTorch's own layers the graph has those of ``model`` itself, to read only.
 
     Raises:
         InputError: the model cannot be copied, or does not run on ``inputs``.
         TraceError: it cannot be captured.
         PassError: a pass failed.
     """
-    gm = trace(private_copy(model), inputs)
-    check_runs(gm, inputs, InputError, "the example inputs")
+    gm = trace(private_copy(model, share_layers), inputs)
+    if verify or not record_on_meta(gm, inputs.args, inputs.kwargs):
+        check_runs(gm, inputs, InputError, "the example inputs")
     manager = PassManager([Functionalise(), Canonicalise(), DecomposeAttention(), DecomposeWindows()], verify=verify)
     return manager(gm, context=PassContext(inputs if verify else None), report=report).graph_module

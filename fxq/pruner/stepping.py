@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxq.errors import VerifyError
+from fxq.ir.snapshot import GraphSnapshot
 from fxq.manager import PassContext, Report
 from fxq.passes.prune_channels import PruneChannels
 from fxq.pruner.latency import Stopwatch
 from fxq.pruner.mending import Mending
+from fxq.pruner.ownership import own
 from fxq.pruning.choosing import Choice, Chooser, Measure, choose, cost_share
 from fxq.pruning.criteria import Criterion
 from fxq.pruning.evidence.activations import collect_activations, layers_of
@@ -84,20 +86,24 @@ class Run:
     """A prune under way.
 
     Attributes:
+        model: the user's, with which no result may share anything.
         inputs: the example inputs.
         dense: the model before any pruning.
         report: where passes leave their records.
         check: compare each step with the masked model.
         mend: what is done to the graph after that.
+        seen: a snapshot of the dense graph, where there is one.
         costs: of the graph as it is now.
         masks, checks, notes: of the steps so far.
     """
 
+    model: nn.Module
     inputs: ModelInputs
     dense: Dense
     report: Report
     check: bool
     mend: Mending
+    seen: GraphSnapshot | None = None
     costs: Costs = field(init=False)
     masks: list[dict[str, Mask]] = field(default_factory=list)
     checks: list[Equivalence] = field(default_factory=list)
@@ -120,7 +126,8 @@ class Run:
         Raises:
             VerifyError: the pruned model does not equal the masked one.
         """
-        pruned = build(structure, keep, self.inputs, self.report)
+        before = self.seen if structure is self.dense.structure else None
+        pruned = own(build(structure, keep, self.inputs, self.report, before), self.model)
         self.masks.append(dict(keep))
         self.costs = structure.costs(keep)
         if self.check:
@@ -151,8 +158,14 @@ class Run:
         return cost_share(structure, self.dense.costs, goal)
 
 
-def build(structure: Structure, keep: Mapping[str, Mask], inputs: ModelInputs, report: Report) -> fx.GraphModule:
-    """Return the graph of ``structure`` with those units only."""
-    pruned, record = PruneChannels.of(keep)(structure.gm, context=PassContext(inputs))
+def build(
+    structure: Structure,
+    keep: Mapping[str, Mask],
+    inputs: ModelInputs,
+    report: Report,
+    before: GraphSnapshot | None = None,
+) -> fx.GraphModule:
+    """Return the graph of ``structure`` with those units only; ``before`` is a snapshot of it, where there is one."""
+    pruned, record = PruneChannels.of(keep, structure)(structure.gm, context=PassContext(inputs), before=before)
     report.add(record)
     return pruned

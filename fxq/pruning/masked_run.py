@@ -97,11 +97,18 @@ def _dense_copy(structure: Structure, kept: Mask) -> fx.GraphModule:
 
 def deterministic(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy in float64 and in evaluation mode, without the dropout of functions that always drop."""
-    out = copy.deepcopy(gm).double().eval()
+    memo: dict[int, Any] = {id(t): _wide_copy(t) for t in (*gm.parameters(), *gm.buffers())}
+    out = copy.deepcopy(gm, memo).eval()
     for node in out.graph.nodes:
         if node.op == "call_function" and node.target in _DROPOUTS:
             node.kwargs = {**node.kwargs, "training": False}
     return out
+
+
+def _wide_copy(tensor: Tensor) -> Tensor:
+    """A copy in float64 of a parameter or buffer; one of integers stays one."""
+    data = tensor.detach().to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
 
 def _widen(value: Any) -> Any:

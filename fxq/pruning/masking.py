@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxq.errors import VerifyError
 from fxq.pruning.masked_run import Masked, deterministic, stays, steps
 from fxq.structure.analysis import Value
 from fxq.structure.group import Mask
@@ -64,7 +66,8 @@ def compare_with_masked(structure: Structure, keep: Keep, pruned: fx.GraphModule
     rewritten sizes.
 
     Raises:
-        RuntimeError: a graph does not run in float64.
+        RuntimeError: the dense graph does not run in float64.
+        VerifyError: the dense graph does, and the pruned one does not.
     """
     kept = structure.kept(keep)
     gaps = _gaps(structure, kept, Masked(structure, kept), fx.Interpreter(deterministic(pruned)), inputs)
@@ -95,10 +98,21 @@ def _gaps(
         for node, expected in steps(dense, inputs):
             if node.name not in names:
                 continue
-            actual = next(value for twin, value in others if twin.name == node.name)
+            actual = _value_of(node.name, others)
             for a, b in _pairs(expected, actual, None if whole else values.get(node.name), kept):
                 gaps.append(_Gap(node.name, _difference(a, b), _size(a)))
     return gaps
+
+
+def _value_of(name: str, run: Iterator[tuple[fx.Node, Any]]) -> Any:
+    """The value of the node ``name`` in a run that has not come to it yet."""
+    try:
+        return next(value for node, value in run if node.name == name)
+    except RuntimeError as error:
+        raise VerifyError(
+            "the pruned model does not run where the masked dense model does", where=f"at or before node `{name}`",
+            why=str(error), fix="protect the layers around it, and report this as a bug of fxq",
+        ) from error  # fmt: skip
 
 
 def _pairs(expected: Any, actual: Any, axes: Value, kept: Mask) -> Iterator[tuple[Tensor, Tensor]]:
@@ -124,12 +138,19 @@ def _difference(a: Tensor, b: Tensor) -> float:
     """The largest difference; infinite where one alone is not a number, or the shapes differ."""
     if a.shape != b.shape:
         return float("inf")
+    found = _largest(a - b)
+    if math.isfinite(found):  # two infinities, or two values that are no numbers, are equal: their difference is none
+        return found
     differ = ~((a == b) | (a.isnan() & b.isnan()))
-    if not bool(differ.any()):
-        return 0.0
-    return float((a - b).abs()[differ].nan_to_num(float("inf"), float("inf")).max())
+    return float((a - b).abs()[differ].nan_to_num(float("inf"), float("inf")).max()) if bool(differ.any()) else 0.0
 
 
 def _size(a: Tensor) -> float:
     """The largest finite element."""
-    return float(a.nan_to_num(0.0, 0.0, 0.0).abs().max()) if a.numel() else 0.0
+    found = _largest(a)
+    return found if math.isfinite(found) else _largest(a.nan_to_num(0.0, 0.0, 0.0))
+
+
+def _largest(a: Tensor) -> float:
+    """The largest magnitude, in one pass; NaN where there is one."""
+    return float(torch.linalg.vector_norm(a, torch.inf)) if a.numel() else 0.0

@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
-import numpy as np
 from rich import box
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fxq.pruning.alternatives import Alternatives
 from fxq.pruning.choosing import Choice
-from fxq.pruning.criteria import COUPLINGS, GroupScores
+from fxq.pruning.criteria import GroupScores
 from fxq.pruning.masking import Equivalence
 from fxq.pruning.plan import Plan
 from fxq.pruning.reconstruction import Reconstruction
-from fxq.pruning.selection.ladder import build_ladder
 from fxq.structure import Costs, Group, Opaque
 
 _SHOWN = 4
@@ -170,17 +169,12 @@ def _why(group: Group, choice: Choice | None, scored: GroupScores | None) -> str
     return group.reason or ("" if group.size > 1 else "it is one unit")
 
 
-def _each_coupling(group: Group, choice: Choice, scored: GroupScores) -> dict[str, tuple[int, ...]]:
+def _each_coupling(group: Group, choice: Choice, scored: GroupScores) -> Mapping[str, tuple[int, ...]]:
     """What every coupling would keep, where there is something to couple."""
     ladder = choice.choices.ladders.get(group.name)
     if ladder is None or len(scored.members.names) < 2 or ladder.size != group.size:
         return {}
-    count = int(choice.keep[group.name].sum())
-    out = {}
-    for how in COUPLINGS:
-        other = build_ladder(group, scored.under(how).numpy(), ladder.dense)
-        out[how] = tuple(np.flatnonzero(other.mask(other.at_least(count))).tolist())
-    return out
+    return Alternatives(group, scored, ladder.dense, int(choice.keep[group.name].sum()))
 
 
 def _members(names: tuple[str, ...]) -> str:

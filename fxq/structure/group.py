@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,18 @@ class Group:
     def prunable(self) -> bool:
         """Whether any unit may be removed."""
         return not bool(self.fixed.all()) and self.size > 1
+
+    @cached_property
+    def spans(self) -> tuple[Indices, ...]:
+        """The sets of units that ``cover``, or one of the tensors, runs along, in ascending order; all units at last.
+
+        Of each of them one unit at least must stay, or a layer has no channels.
+        """
+        flags = np.zeros((len(self.cover) + len(self.members) + 1, self.size + 1), dtype=np.bool_)
+        for row, units in zip(flags, (*self.cover, *(m.units for m in self.members), slice(None)), strict=True):
+            row[units] = True  # the last column is that of -1, no unit
+        sets = {row.tobytes(): row for row in flags[:, :-1] if row.any()}
+        return tuple(np.flatnonzero(row) for row in sets.values())
 
     @property
     def producers(self) -> tuple[Member, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,17 @@ class Structure:
     def group(self, name: str) -> Group:
         """Return the group of this name; KeyError where there is none."""
         return next(g for g in self.groups if g.name == name)
+
+    def on_copy(self, gm: fx.GraphModule) -> Structure:
+        """Return the structure of ``gm``, whose graph is a copy that nobody has edited yet, on the same layers."""
+        twin = dict(zip(self.gm.graph.nodes, gm.graph.nodes, strict=True))
+        selections = tuple(
+            replace(s, node=twin[s.node], source=twin[s.source], inner=tuple(twin[n] for n in s.inner))
+            for s in self.selections
+        )
+        values = {twin[n]: value for n, value in self.values.items()}
+        shapes = {twin[n]: shape for n, shape in self.shapes.items()}
+        return replace(self, gm=gm, values=values, shapes=shapes, selections=selections)
 
     def kept(self, keep: Keep) -> Mask:
         """For each identity, whether it stays."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from fxq.errors import GraphError
 from fxq.ir.identify import OpCall
+from fxq.ir.meta import OnMeta, on_meta, runs_on_meta
 from fxq.ir.ops import SPECS
 from fxq.ir.provenance import node_info
 from fxq.ir.rewriter import Rewriter
@@ -24,27 +27,39 @@ from fxq.tracing import ModelInputs, clone_inputs
 def fit_sizes(rw: Rewriter, structure: Structure, kept: Mask, inputs: ModelInputs) -> None:
     """Rewrite the sizes in the graph of ``rw``, whose layers are pruned already, running it once on ``inputs``.
 
-    Sizes that the graph computes stay computed: where such a size is wrong by now, it is scaled by kept / dense.
+    It runs on the meta device, and on real data where it cannot. Sizes that the graph computes stay computed: where
+    such a size is wrong by now, it is scaled by kept / dense.
 
     Raises:
         GraphError: the graph does not run, or a value has another shape than the structure says.
     """
     given = clone_inputs(inputs)
-    fitter = _Fitter(rw, structure, kept)
+    values = bind_placeholders(rw.gm, given.args, given.kwargs)
+    tensors = [v for v in (*tree_leaves(values), *rw.gm.parameters()) if isinstance(v, Tensor)]
+    done: set[fx.Node] = set()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        fitter.run(*bind_placeholders(rw.gm, given.args, given.kwargs))
+        if runs_on_meta(rw.gm, tensors):
+            with contextlib.suppress(Exception):  # whatever it is, the run on real data shows it
+                _MetaFitter(rw, structure, kept, done).run(*on_meta(values))
+                return
+        _Fitter(rw, structure, kept, done).run(*values)
 
 
 class _Fitter(Recorder):
-    """Runs the pruned graph and records its shapes; before each node runs, its sizes are made to fit."""
+    """Runs the pruned graph and records its shapes; before each node runs, its sizes are made to fit.
 
-    def __init__(self, rw: Rewriter, structure: Structure, kept: Mask) -> None:
+    Args:
+        done: nodes whose sizes fit already.
+    """
+
+    def __init__(self, rw: Rewriter, structure: Structure, kept: Mask, done: set[fx.Node]) -> None:
         super().__init__(rw.gm)
-        self._rw, self._structure, self._kept = rw, structure, kept
+        self._rw, self._structure, self._kept, self._done = rw, structure, kept, done
 
     def run_node(self, n: fx.Node) -> Any:
-        if n in self._structure.values and n.op.startswith("call_"):
+        if n in self._structure.values and n.op.startswith("call_") and n not in self._done:
             self._fit(n)
+            self._done.add(n)
         value = super().run_node(n)
         self._check(n, value)
         return value
@@ -206,3 +221,7 @@ class _Fitter(Recorder):
                 why="a size in the graph depends on the channels in a way that fxq does not see",
                 fix="protect the layers that it reads",
             )
+
+
+class _MetaFitter(OnMeta, _Fitter):
+    """Runs it without computing anything."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxq.ir import Rewriter, Stage, take_snapshot
 from fxq.ir.shapes import run_recorded
-from fxq.ir.snapshot import GraphSnapshot, argument_text, kind_text
+from fxq.ir.snapshot import GraphSnapshot, _digests, argument_text, kind_text
 from fxq.tracing import trace
 
 
@@ -146,3 +147,13 @@ def test_an_empty_graph() -> None:
     graph = fx.Graph()
     graph.output(graph.placeholder("x"))
     assert isinstance(take_snapshot(fx.GraphModule(nn.Module(), graph)), GraphSnapshot)
+
+
+def test_digests_of_tensors_that_are_gone_are_forgotten() -> None:
+    gm = traced()
+    take_snapshot(gm)
+    ids = [id(p) for p in gm.parameters()]
+    assert all(i in _digests for i in ids)
+    del gm
+    gc.collect()
+    assert not any(i in _digests for i in ids)

@@ -164,3 +164,25 @@ def test_a_stage_never_goes_back() -> None:
 def test_numerics_have_three_values() -> None:
     values: list[Any] = [n.value for n in Numerics]
     assert values == ["EXACT", "CLOSE", "LOSSY"]
+
+
+@dataclass(frozen=True)
+class Elsewhere(Missing):
+    """Would break the graph, but finds that there is nothing for it."""
+
+    def applies(self, gm: fx.GraphModule) -> bool:
+        return False
+
+
+def test_a_pass_that_does_not_apply_gives_the_graph_back() -> None:
+    gm = fx.symbolic_trace(Model().eval())
+    out, record = Elsewhere()(gm)
+    assert out is gm
+    assert record.before is record.after
+    assert not record.modified
+
+
+def test_a_snapshot_that_the_caller_has_is_not_taken_again() -> None:
+    gm = fx.symbolic_trace(Model().eval())
+    seen = take_snapshot(gm)
+    assert OneAbs()(gm, before=seen).record.before is seen

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxq.errors import VerifyError
 from fxq.pruning.masking import Equivalence, compare_with_masked
 from fxq.structure import Keep
 from tests.structure.pruned import Net, Pruned, image, prune, randomised, tokens
@@ -69,6 +70,13 @@ def test_what_is_no_number_on_one_side_is_infinitely_far() -> None:
     out = pruned()
     out.layer("a").bias.data[0] = float("nan")
     assert compare(out).difference == float("inf")
+
+
+def test_a_pruned_graph_that_does_not_run() -> None:
+    out = pruned()
+    out.layer("out").weight.data = torch.ones(4, 7, 1, 1)
+    with pytest.raises(VerifyError, match=r"does not run [\s\S]* node `out`"):
+        compare(out)
 
 
 def test_what_is_infinite_on_both_sides_is_equal() -> None:

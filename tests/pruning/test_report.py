@@ -3,12 +3,15 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from typing import Any
 
 import pytest
 from torch import fx, nn
 
 import fxq
 from fxq.pruner.api import prune, prune_report
+from fxq.pruning.selection.ladder import Ladder, build_ladder
+from fxq.structure import Group
 from tests.pruning.networks import images, residual, widths
 
 
@@ -47,6 +50,23 @@ def test_what_each_coupling_would_keep(gm: fx.GraphModule) -> None:
         other = prune(residual(), images(), ratio=0.5, round_to=1, coupling=how, check=False)
         assert prune_report(other)["stem"].kept == couplings[how]
     assert report["conv1"].couplings == {}
+
+
+def test_couplings_are_found_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    ladders: list[str] = []
+
+    def counted(group: Group, *more: Any) -> Ladder:
+        ladders.append(group.name)
+        return build_ladder(group, *more)
+
+    monkeypatch.setattr("fxq.pruning.alternatives.build_ladder", counted)
+    report = prune_report(prune(residual(), images(), ratio=0.5, check=False))
+    assert not ladders
+    found = dict(report["stem"].couplings)
+    assert ladders == ["stem"] * 6
+    again = pickle.loads(pickle.dumps(report))
+    assert again["stem"].couplings == found
+    assert json.loads(json.dumps(report.to_dict()))["groups"][0]["couplings"] == {k: list(v) for k, v in found.items()}
 
 
 def test_coupled_channels_that_are_not_pruned() -> None:

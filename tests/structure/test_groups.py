@@ -64,3 +64,9 @@ def test_a_group_with_parts_that_stay() -> None:
     out = check(Net(forward, a=conv(3, 8), out=conv(8, 4)), image(), ratio=0.9)
     assert out.structure.group("a").fixed.tolist() == [True] * 4 + [False] * 4
     assert out.layer("a").out_channels == 4
+
+
+def test_the_sets_of_units_of_which_one_must_stay() -> None:
+    net = Net(lambda m, x: m.out(m.a(x)[:, 2:5]) + m.both(m.a(x)), a=conv(3, 6), out=conv(3, 4), both=conv(6, 4))
+    group = structure_of(net, image()).group("a")
+    assert [units.tolist() for units in group.spans] == [[2, 3, 4], [0, 1, 2, 3, 4, 5]]

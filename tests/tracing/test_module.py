@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -108,3 +110,31 @@ def test_a_graph_module_inside_a_model_is_traced_through(same: Same) -> None:
     gm = trace(model, X)
     assert [n.target for n in gm.graph.nodes if n.op == "call_module"] == ["0.0", "0.1", "1"]
     same(model, gm, torch.randn(5, 4))
+
+
+def test_code_is_generated_when_it_is_asked_for(same: Same) -> None:
+    model = Net().eval()
+    gm = trace(model, X)
+    assert "_code" not in vars(gm)
+    assert list(inspect.signature(gm.forward).parameters) == ["x", "flag"]
+    assert "_code" in vars(gm)
+    assert "self.fc" in trace(model, X).code
+    assert "self.fc" in str(trace(model, X))
+    same(model, trace(model, X), X)
+
+
+def test_a_graph_that_was_edited_and_not_recompiled_keeps_its_code() -> None:
+    gm = trace(nn.Sequential(nn.ReLU(), nn.Tanh()).eval(), X)
+    expected = gm(X)
+    last = list(gm.graph.nodes)[-1]
+    last.args = (X.tolist(),)
+    assert torch.equal(gm(X), expected)
+    gm.recompile()
+    assert gm(X) == X.tolist()
+
+
+def test_many_threads_may_call_first() -> None:
+    gm = trace(nn.Sequential(*(nn.Linear(4, 4) for _ in range(30))).eval(), X)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(gm, [X] * 8))
+    assert all(torch.equal(y, found[0]) for y in found)

@@ -126,9 +126,8 @@ def _last_of_tensors(group: Group, scores: Scores, parts: list[Block], fixed: Ma
     for block in parts:
         held[block.levels(scores, fixed)[0]] = True
     last = np.zeros(group.size, dtype=np.bool_)
-    spans = {u.tobytes(): u for u in (*group.cover, *(np.unique(m.units[m.units >= 0]) for m in group.members))}
-    for units in (*spans.values(), np.arange(group.size)):
-        if len(units) and not (held | last)[units].any():
+    for units in group.spans:
+        if not (held | last)[units].any():
             last[units[np.argmax(scores[units])]] = True
     return last
 
