@@ -8,6 +8,7 @@ settings of torch, or calls back.
 from __future__ import annotations
 
 import builtins
+import collections
 import functools
 import math
 import operator
@@ -118,6 +119,7 @@ _SOURCES: Final[tuple[tuple[str, Any, str], ...]] = (
     ("torch.special", torch.special, _SPECIAL),
     ("torch.linalg", torch.linalg, _LINALG),
     ("torch.Tensor", torch.Tensor, "contiguous"),
+    ("collections", collections, "OrderedDict"),
     ("fxq.nn", fnn, "quantize dequantize"),
     ("fxq.nn.windows", windows, _WINDOWS),
 )

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import operator
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -227,6 +228,9 @@ class ModelTracer(torch.fx.Tracer):
             return super().create_arg(original_type(a))
         if isinstance(a, dict) and hasattr(a, "__dataclass_fields__"):
             return self._dict_dataclass_arg(a)
+        if type(a) is OrderedDict:  # torch.fx would make a dict of it
+            pairs = [(key, self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (pairs,), {})
         return super().create_arg(a)
 
     def _dict_dataclass_arg(self, output: Any) -> Node:

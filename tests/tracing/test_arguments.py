@@ -3,12 +3,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fxq
 from fxq.tracing import ModelInputs, trace
 
 Same = Callable[..., None]
@@ -143,6 +145,7 @@ class Outputs(nn.Module):
             "named": lambda: Point(x, y),
             "dataclass": lambda: Result(y, (x, y)),
             "dictclass": lambda: DictResult(logits=y),
+            "ordered": lambda: OrderedDict(out=y, aux=OrderedDict({"0": x})),
         }[self.kind]()
 
 
@@ -168,6 +171,19 @@ def test_dataclasses_that_are_dicts_keep_their_type() -> None:
     assert list(actual) == list(expected) == ["logits"]
     assert torch.equal(actual.logits, expected.logits)
     assert torch.equal(actual["logits"], expected["logits"])
+
+
+def test_ordered_dicts_keep_their_type(tmp_path: Path) -> None:
+    model = Outputs("ordered").eval()
+    compiled = fxq.compile(model, X, calibration=[X], target="reference")
+    fxq.save(compiled, tmp_path / "ordered.fxq")
+    for gm in (trace(model, X), compiled, fxq.load(tmp_path / "ordered.fxq")):
+        found = gm(X)
+        assert type(found) is OrderedDict
+        assert type(found["aux"]) is OrderedDict
+        assert list(found) == ["out", "aux"]
+        assert torch.equal(found["aux"]["0"], X)
+    assert torch.equal(trace(model, X)(X)["out"], model(X)["out"])
 
 
 class Required(nn.Module):
