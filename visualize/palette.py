@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from fxq import nn as fnn
+from fxq.engine.segment import Segment
 from fxq.ir.snapshot import NodeRecord
+from fxq.nn.dynamic import DynamicLinear
+from fxq.nn.dynamic_cells import DynamicCell
+from fxq.nn.dynamic_recurrent import DynamicRecurrent
+from fxq.nn.weight_only import Weight4Linear, Weight8Linear
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ FAMILIES: Final[dict[str, Look]] = {
     "observer": Look("#fdfde0", "#a3a033", "observer"),
     "quantise": Look(f"{_FLOAT}:{_INT8}", INT8_EDGE, "quantise or dequantise", _DOUBLE),
     "dequantise": Look(f"{_INT8}:{_FLOAT}", INT8_EDGE, "quantise or dequantise", _DOUBLE),
-    "qdq": Look("#f7f4fe", INT8_EDGE, "int8 weights, float arithmetic", _HOLLOW),
+    "qdq": Look("#f7f4fe", INT8_EDGE, "quantised weights, float arithmetic", _HOLLOW),
     "int8": Look(_INT8, INT8_EDGE, "int8"),
     "scalar": Look("#f6f7f9", "#c3cad4", "size or constant", _HOLLOW),
 }
@@ -81,8 +86,9 @@ MARKS: Final[dict[str, Mark]] = {
 _BORDER_KINDS: Final = {fnn.quantize.__name__: "quantise", fnn.dequantize.__name__: "dequantise",
                         fnn.Quantize.__name__: "quantise", fnn.Dequantize.__name__: "dequantise"}  # fmt: skip
 _QDQ: Final = frozenset(c.__name__ for c in fnn.QDQ_LAYERS.values())
-_QUANTISE: Final = ("quantize", "Quantize")  # the function, and the module of lowered graphs
-_DEQUANTISE: Final = ("dequantize", "Dequantize")
+_WEIGHT_ONLY: Final = frozenset(c.__name__ for c in (Weight8Linear, Weight4Linear))
+#: Float values come in and go out; between them it is int8.
+_INT8_INSIDE: Final = frozenset(c.__name__ for c in (Segment, DynamicLinear, DynamicCell, DynamicRecurrent))
 _CODES: Final = ("u8[", "s8[")
 
 
@@ -101,10 +107,10 @@ def family(node: NodeRecord) -> str:
         return _BORDER_KINDS[node.kind]
     if node.op != "call_module":
         return "int8" if holds_codes(node.value) else "float"
-    if node.kind in _QDQ:
+    if node.kind in _QDQ or node.kind in _WEIGHT_ONLY:
         return "qdq"
     if node.kind.endswith("Observer"):
         return "observer"
-    if (node.kind in fnn.__all__ and node.kind.startswith("Q")) or holds_codes(node.value):
+    if node.kind in _INT8_INSIDE or (node.kind in fnn.__all__ and node.kind.startswith("Q")) or holds_codes(node.value):
         return "int8"
     return "layer" if node.digest else "float"
