@@ -96,6 +96,9 @@ def identify(node: fx.Node, gm: fx.GraphModule) -> OpCall:
     if node.op == "call_function":
         found = FUNCTIONS.get(node.target)  # type: ignore[arg-type]
         call = _bind(node, *found) if found else None
+        if node.target is getattr and node.args[1:] == ("mT",):  # an attribute that computes
+            swap = SPECS["transpose"].normalise({"dim0": -2, "dim1": -1})
+            call = OpCall(node, "transpose", tuple(node.all_input_nodes), swap)
         return call or OpCall(node, node.target, tuple(node.all_input_nodes), dict(node.kwargs))
     if node.op == "call_method":
         found = METHODS.get(str(node.target))

@@ -113,6 +113,48 @@ def test_adaptive_averages(out: tuple[int, int]) -> None:
         run_all(build, [x], _averages(sums, counts), _places(seed))
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("case", [WINDOWS[k] for k in WINDOWS if k != "dilation"])
+def test_averages_of_real_values(case: Case, padded: bool) -> None:
+    x = torch.randn(2, *case.size, case.channels)
+    taps = case.kernel[0] * case.kernel[1]
+    wanted = torch.stack([_in_order(image, case, taps if padded else None) for image in x])
+    ints = case.ints | {15: taps if padded else 0}
+    for seed in range(3):
+        run_all(lambda b, n, out: b.operation(Code.AVG_POOL, n, out, ints=ints), [x], wanted, _places(seed))
+
+
+def _in_order(image: Tensor, case: Case, divisor: int | None) -> Tensor:
+    """Taps added one by one, row by row, in float32."""
+    ends = zip(case.size, case.kernel, case.stride, case.padding, strict=True)
+    starts = [range(-p, n + p - k + 1, s) for n, k, s, p in ends]
+    out = torch.zeros(len(starts[0]), len(starts[1]), case.channels)
+    for i, top in enumerate(starts[0]):
+        for j, left in enumerate(starts[1]):
+            rows = range(max(top, 0), min(top + case.kernel[0], case.size[0]))
+            columns = range(max(left, 0), min(left + case.kernel[1], case.size[1]))
+            for row in rows:
+                for column in columns:
+                    out[i, j] += image[row, column]
+            out[i, j] /= divisor or len(rows) * len(columns)
+    return out
+
+
+@pytest.mark.parametrize("out", [(1, 1), (3, 4), (7, 7), (9, 2)], ids=str)
+def test_adaptive_averages_of_real_values(out: tuple[int, int]) -> None:
+    x = torch.randint(-8, 9, (2, 7, 10, 37)).float()  # sums of whole numbers are exact in any order
+    rows, columns = _adaptive_windows(7, out[0]), _adaptive_windows(10, out[1])
+    counts = ((rows[:, 1] - rows[:, 0])[:, None] * (columns[:, 1] - columns[:, 0])).float()
+    sums = (F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2).double(), out) * counts).round().float()
+
+    def build(builder: Builder, numbers: Sequence[int], target: int) -> None:
+        constants = [builder.constant(rows), builder.constant(columns)]
+        builder.operation(Code.AVG_POOL, numbers, target, ints={16: 1}, constants=constants)
+
+    for seed in range(3):
+        run_all(build, [x], (sums / counts).permute(0, 2, 3, 1).contiguous(), _places(seed))
+
+
 def _nearest(size: int, out: int) -> Tensor:
     return torch.tensor([min(int(i * size / out), size - 1) for i in range(out)], dtype=torch.int32)
 

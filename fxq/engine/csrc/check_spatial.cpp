@@ -38,11 +38,16 @@ const char* check_list(const Constant& constant, int64_t out, int64_t in) {
     return nullptr;
 }
 
-const char* check_codes(const Operation& op) {
-    if (!op.input[0] || op.input[0]->type != FXQ_U8 || op.output->type != FXQ_U8) return "it is not u8 to u8";
+const char* check_images(const Operation& op) {
+    if (!op.input[0]) return "it has no input";
     if (op.input[0]->channels != op.output->channels) return "the channels differ";
     if (const char* why = check_dense(*op.input[0])) return why;
-    if (const char* why = check_dense(*op.output)) return why;
+    return check_dense(*op.output);
+}
+
+const char* check_codes(const Operation& op) {
+    if (!op.input[0] || op.input[0]->type != FXQ_U8 || op.output->type != FXQ_U8) return "it is not u8 to u8";
+    if (const char* why = check_images(op)) return why;
     return check_limits(op);
 }
 
@@ -73,7 +78,8 @@ const char* check_max_pool(const Operation& op) {
 }
 
 const char* check_average_pool(const Operation& op) {
-    if (const char* why = check_codes(op)) return why;
+    const bool real = op.input[0] && op.input[0]->type == FXQ_F32 && op.output->type == FXQ_F32;
+    if (const char* why = real ? check_images(op) : check_codes(op)) return why;
     const int32_t* ints = op.record.ints;
     const Tensor &x = *op.input[0], &y = *op.output;
     if (!between(ints[14], 0, 255)) return "the input's zero point is no code";

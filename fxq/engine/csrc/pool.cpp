@@ -161,10 +161,31 @@ void average_pool(const Operation& op, const Context& context, int64_t tasks, in
     });
 }
 
+// The mean of float32: taps are added row by row.
+void average_reals(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
+    each_pixel(op, context, tasks, begin, end, [&](const Taps& taps, uint8_t* out, int64_t from, int64_t to) {
+        const int32_t given = op.record.ints[15];
+        const F divisor = set(static_cast<float>(given ? given : taps.rows * taps.columns));
+        for (int64_t c = from; c < to; c += LANES) {
+            const int64_t count = to - c < LANES ? to - c : LANES;
+            F sum = set(0.0f);
+            taps.each(4 * c, [&](const uint8_t* tap) {
+                sum = add(sum, load_partial(reinterpret_cast<const float*>(tap), count));
+            });
+            store_partial(reinterpret_cast<float*>(out) + c, div(sum, divisor), count);
+        }
+    });
+}
+
+void average(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
+    if (op.output->type == FXQ_F32) return average_reals(op, context, tasks, begin, end);
+    average_pool(op, context, tasks, begin, end);
+}
+
 }  // namespace
 
 extern const Kernel max_pool_kernel = {prepare, tasks, max_pool};
-extern const Kernel average_pool_kernel = {prepare, tasks, average_pool};
+extern const Kernel average_pool_kernel = {prepare, tasks, average};
 
 }  // namespace FXQ_NS
 }  // namespace fxq

@@ -17,6 +17,7 @@ from fxq.engine.lowering import (
     joining,
     moves,
     pools,
+    real_pools,
     reals,
     transposed,
 )
@@ -67,6 +68,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "add": reals.lower_sum,
     "mul": reals.lower_sum,
     "softmax": reals.lower_softmax,
+    **{f"avg_pool{n}d": real_pools.lower_avg_pool for n in (1, 2)},
+    **{f"adaptive_avg_pool{n}d": real_pools.lower_adaptive_pool for n in (1, 2)},
+    "mean": real_pools.lower_mean,
     "attention": attention.lower_attention,
     **dict.fromkeys(ACTIVATION_KINDS, reals.lower_activation),
 }

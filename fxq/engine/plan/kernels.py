@@ -111,7 +111,8 @@ def max_pool(o: Operation, values: Values, arrays: Arrays, constants: Arrays, ta
 def avg_pool(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_AVG_POOL."""
     value, x = given(values, arrays, 0)
-    image = inner(x, value).astype(np.int64) - o.int_at(Slot.ZERO_A)
+    real = value.type is Type.F32
+    image = inner(x, value) if real else inner(x, value).astype(np.int64) - o.int_at(Slot.ZERO_A)
     if o.int_at(16):
         rows, columns = constants[:2]
         assert rows is not None and columns is not None  # noqa: PT018
@@ -121,6 +122,8 @@ def avg_pool(o: Operation, values: Values, arrays: Arrays, constants: Arrays, ta
         found = _taps(o, image, target, 0)
         sums = np.sum([w for w, _ in found], 0)
         taps = o.int_at(15) or np.sum([inside for _, inside in found], 0).astype(_F32)[None, :, :, None]
+    if real:
+        return (sums / np.asarray(taps, _F32)).astype(_F32)
     step = (_F32(o.float_at(0)) / np.asarray(taps, _F32)).astype(_F32)
     return codes_of(o, sums.astype(_F32) * step * _F32(o.float_at(2)), target)
 

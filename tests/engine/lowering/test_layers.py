@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -175,3 +175,42 @@ def test_an_image_smaller_than_its_kernel_is_refused() -> None:
     gm = int8(nn.Sequential(nn.Conv2d(5, 8, 5), nn.ReLU(), nn.Conv2d(8, 8, 1)), images(1, 5, 9, 9))
     with pytest.raises(Exception, match="smaller than its kernel"):
         planned(gm, images(1, 5, 4, 9))
+
+
+class RealPool(nn.Module):
+    """An average of what one layer norm gives and another one reads, so that it computes with real values."""
+
+    def __init__(self, pool: Callable[[Tensor], Tensor], last: Sequence[int]) -> None:
+        super().__init__()
+        self.order = last
+        self.first, self.last = nn.Linear(6, 10), nn.Linear(10, 4)
+        self.before, self.behind = nn.LayerNorm(10), nn.LayerNorm(10)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(self.first(x))
+        y = self.pool(y.permute(0, 3, 1, 2) if x.dim() == 4 else y.transpose(1, 2))
+        return self.last(self.behind(y.permute(self.order)))
+
+
+REAL_POOLS: list[tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = [
+    (lambda x: F.adaptive_avg_pool2d(x, 1), (2, 5, 7, 6)),
+    (lambda x: F.adaptive_avg_pool2d(x, (3, None)), (2, 5, 7, 6)),
+    (lambda x: F.avg_pool2d(x, 3, 2, 1), (2, 5, 7, 6)),
+    (lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), (2, 5, 7, 6)),
+    (lambda x: F.avg_pool2d(x, (2, 3), divisor_override=5), (2, 5, 7, 6)),
+    (lambda x: x.mean((2, 3)), (2, 5, 7, 6)),
+    (lambda x: x.mean((-1, -2), keepdim=True), (2, 5, 7, 6)),
+    (lambda x: F.avg_pool1d(x, 2), (2, 8, 6)),
+    (lambda x: F.adaptive_avg_pool1d(x, 3), (2, 8, 6)),
+    (lambda x: x.mean(2), (2, 8, 6)),
+]
+
+
+@pytest.mark.parametrize(("pool", "shape"), REAL_POOLS, ids=range(len(REAL_POOLS)))
+def test_averages_of_real_values(pool: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    x = images(*shape)
+    rank = pool(x).dim()
+    order = (0, *range(2, rank), 1) if rank > 2 else (0, 1)
+    plan = check(int8(RealPool(pool, order), x), x)
+    assert Code.AVG_POOL in {operation.code for operation in plan.operations}
