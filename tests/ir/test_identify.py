@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from fxq.ir import OpCall, identify
 from fxq.ir.identify import Identifier
 from fxq.ir.ops import SPECS
+from fxq.passes import Canonicalise
 from fxq.tracing import trace
 from tests.ir.spellings import BINARY, IMAGE, IN_PLACE, UNARY, Calls, Spelling
 
@@ -159,3 +160,13 @@ def test_a_rewritten_node_is_read_anew() -> None:
     assert read_node(node) is read_node(node)
     node.target = "sigmoid"
     assert read_node(node).kind == "sigmoid"
+
+
+def test_the_matrix_transpose_is_a_transposition() -> None:
+    gm = trace(Calls(lambda x: x.mT.relu()), torch.randn(2, 3, 4))
+    call = identify(next(n for n in gm.graph.nodes if n.target is getattr), gm)
+    assert (call.kind, call.attrs) == ("transpose", {"dim0": -2, "dim1": -1})
+    canonical = Canonicalise()(gm).graph_module
+    assert not any(n.target is getattr for n in canonical.graph.nodes)
+    x = torch.randn(5, 2, 3)
+    assert torch.equal(canonical(x), x.mT.relu())
