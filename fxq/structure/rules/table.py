@@ -19,6 +19,7 @@ from fxq.ir.shapes import recorded_value
 from fxq.nn import windows as fxq_windows
 from fxq.structure.analysis import Analysis, Value
 from fxq.structure.rules import elementwise, layers, moves, products, recurrent, windows
+from fxq.structure.rules.einsum import einsum
 
 Rule = Callable[[Analysis, OpCall], Value]
 
@@ -85,6 +86,7 @@ OTHERS: Final[Mapping[Kind, Rule]] = {
          "method:masked_fill", operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne),
         elementwise.elementwise,
     ),
+    torch.einsum: einsum,
     F.glu: elementwise.gated,
     nn.GLU: elementwise.gated,
     nn.LocalResponseNorm: elementwise.along_channels,
