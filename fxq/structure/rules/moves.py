@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from fxq.ir.identify import OpCall
-from fxq.structure.analysis import Analysis, Value
+from fxq.ir.shapes import recorded_value
+from fxq.structure.analysis import Analysis, Value, plain_value
 from fxq.structure.axes import Axes, concatenate, plain, reshape
 from fxq.structure.group import Indices
 from fxq.structure.rules.sizes import tie_to_shape
@@ -89,6 +91,8 @@ def getitem(an: Analysis, op: OpCall) -> Value:
     """A piece of a tuple, or slices, integers, ``None`` and ``...`` along the dimensions of a tensor."""
     value, index = an.values.get(op.inputs[0]), op.attrs["index"]
     if isinstance(value, list):
+        if isinstance(index, str) and not any(ids is not None for ids in tree_leaves(value)):
+            return plain_value(recorded_value(op.node))  # an entry of a dict that the model is given
         known = isinstance(index, int) or (isinstance(index, slice) and not _is_computed(index))
         return value[index] if known else an.describe_as_opaque(op.node, "an index into a tuple")
     x, shape = an.axes(op.inputs[0]), an.shape(op.inputs[0])
@@ -144,7 +148,7 @@ def _slice(an: Analysis, op: OpCall, ids: Indices | None, entry: slice, length: 
         an.space.protect(ids, f"{an.where(op.node)} cuts it at a place that is computed")
         return None
     if entry.step not in (None, 1):
-        an.space.protect(ids, f"{an.where(op.node)} takes every {entry.step}th of it")
+        an.space.protect(ids, f"{an.where(op.node)} takes one of every {entry.step} of it")
         return None
     return ids[entry]
 

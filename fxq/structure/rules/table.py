@@ -18,7 +18,8 @@ from fxq.ir.ops import CONV_TRANSPOSES, CONVS, DROPOUTS, STATEFUL_MODULES, Kind
 from fxq.ir.shapes import recorded_value
 from fxq.nn import windows as fxq_windows
 from fxq.structure.analysis import Analysis, Value
-from fxq.structure.rules import elementwise, layers, moves, products, recurrent, windows
+from fxq.structure.rules import elementwise, layers, moves, products, recurrent, repeats, windows
+from fxq.structure.rules.einsum import einsum
 
 Rule = Callable[[Analysis, OpCall], Value]
 
@@ -73,6 +74,9 @@ OTHERS: Final[Mapping[Kind, Rule]] = {
     "method:sum": elementwise.total,
     torch.roll: moves.rolled,
     "method:roll": moves.rolled,
+    **dict.fromkeys((torch.flip, "method:flip"), repeats.flipped),
+    **dict.fromkeys((torch.repeat_interleave, "method:repeat_interleave"), repeats.repeated_each),
+    **dict.fromkeys((torch.tile, "method:tile", "method:repeat"), repeats.tiled),
     **dict.fromkeys(
         ("method:clone", "method:detach", "method:float", "method:double", "method:half", "method:bfloat16",
          "method:to", "method:type_as", "method:rsqrt", "method:square", torch.clone, torch.rsqrt, torch.square,
@@ -85,6 +89,7 @@ OTHERS: Final[Mapping[Kind, Rule]] = {
          "method:masked_fill", operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne),
         elementwise.elementwise,
     ),
+    torch.einsum: einsum,
     F.glu: elementwise.gated,
     nn.GLU: elementwise.gated,
     nn.LocalResponseNorm: elementwise.along_channels,

@@ -190,3 +190,17 @@ def test_tokens_by_a_class_token() -> None:
     net = Net(forward, a=nn.Linear(8, 12), token=torch.randn(1, 1, 12), out=nn.Linear(12, 4))
     out = check(net, tokens(), others=((tokens(4, 3),),))
     assert out.gm.get_parameter("token").shape == (1, 1, 6)
+
+
+def test_an_entry_of_a_dict_that_the_model_is_given() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = conv(3, 8), conv(3, 8), conv(8, 4)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.out(self.a(batch["x"]) + self.b(batch["y"]))
+
+    structure = structure_of(Model(), {"x": image(), "y": image()})
+    assert not structure.opaque
+    assert structure.group("a").prunable
