@@ -97,9 +97,7 @@ class Tester:
             self._bases[recipe] = self.bench.quantise(recipe)
         return self._bases[recipe]
 
-    def try_(
-        self, recipe: Recipe, float_layers: tuple[str, ...] = (), lost: float = 0.0, share: float = 1.0
-    ) -> Trial:
+    def try_(self, recipe: Recipe, float_layers: tuple[str, ...] = (), lost: float = 0.0, share: float = 1.0) -> Trial:
         """Return the trial of ``recipe`` with some more layers in float, from memory or the log where it was made.
 
         Args:

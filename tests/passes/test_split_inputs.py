@@ -149,5 +149,5 @@ def test_an_input_that_has_its_codes_already_gains_nothing() -> None:
 
 
 def test_bad_options() -> None:
-    with pytest.raises(InputError, match="(?s)copies is 3.*give 2 or 4"):
+    with pytest.raises(InputError, match=r"(?s)copies is 3.*give 2 or 4"):
         SplitInputs(copies=3)
