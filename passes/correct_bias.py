@@ -65,8 +65,7 @@ class CorrectBias(Pass):
         for node, parts in self._mean_errors(rw, errors, context).items():
             mean, before, after = cross_checked_mean(*parts)
             if not after < before:
-                why = f"its mean error on data that it is not taken from would go {_figures(before, after)}"
-                rw.refuse("correct", node, why)
+                rw.refuse("correct", node, f"its mean error would go {_figures(before, after)}")
                 continue
             with rw.rule("correct", node, detail=f"mean error {_figures(before, after)}"):
                 set_corrected(rw, node, shifted(layers[node].module, mean.to(_dtype(layers[node]))))
