@@ -47,7 +47,7 @@ class ErrorSums:
         signal, other, noise = (float(v @ v) for v in (x, y, difference))
         if not math.isfinite(
             signal + other + noise
-        ):  # a third of the work where nothing has to be looked at one by one
+        ):  # else nothing has to be looked at one by one
             same = (x == y) | (x.isnan() & y.isnan())
             difference = torch.where(same, 0.0, difference)
             x, y = (torch.where(same & ~x.isfinite(), 0.0, v) for v in (x, y))
