@@ -4,7 +4,8 @@
 
 Five kinds of networks on two tasks, see `benchmarks.networks`; the first run trains them, a minute or less each, and
 keeps the weights. Every tool gets the same trained network and the same calibration images, and is judged on the same
-test images: top-1, and the SQNR of the logits against the float network's.
+test images: top-1, and the SQNR of the logits against the float network's. One column trains on all training images:
+fxq's training with quantisation, which the others do not have here.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ def _call(call: Any, x: Tensor) -> Tensor:
 
 def table(heading: str, cells: Sequence[Cell], tools: Sequence[str], networks: Sequence[str]) -> Table:
     """Return a table: a row for each network, a column for each tool; failures are told below."""
-    shown = Table(title=f"{heading}: top-1, SQNR of the logits, int8 layers + other int8 operations", title_justify="left")
+    shown = Table(
+        title=f"{heading}: top-1, SQNR of the logits, int8 layers + other int8 operations", title_justify="left"
+    )
     shown.add_column("")
     for tool in (FLOAT, *tools):
         shown.add_column(FLOAT if tool == FLOAT else TOOLS[tool].title, justify="right")

@@ -1,4 +1,4 @@
-"""Long work: progress bars, on a terminal and nowhere else unless asked for; and steps between which it may be ended."""
+"""Long work: progress bars, on a terminal and nowhere else unless asked for; steps between which it may be ended."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ class CorrectBias(Pass):
 
     In front of its activation, and for itself, a layer's squared error falls by the square of its mean by this, on the
     data that the mean is taken from. Whether it does on other data is measured: what is left of the mean error of each
-    half of a batch, once that of all the others is taken. A layer for which that is no less than without keeps its bias,
-    and is refused with both figures.
+    half of a batch, once that of all the others is taken. A layer for which that is no less than without keeps its
+    bias, and is refused with both figures.
 
     Before: ``%conv = conv2d[conv](%x_observer)``. After: the same with other biases; the float graph is off by the
     correction, the int8 graph made from it is nearer to the original.
@@ -65,8 +65,7 @@ class CorrectBias(Pass):
         for node, parts in self._mean_errors(rw, errors, context).items():
             mean, before, after = cross_checked_mean(*parts)
             if not after < before:
-                why = f"its mean error on data that it is not taken from would go {_figures(before, after)}"
-                rw.refuse("correct", node, why)
+                rw.refuse("correct", node, f"its mean error would go {_figures(before, after)}")
                 continue
             with rw.rule("correct", node, detail=f"mean error {_figures(before, after)}"):
                 set_corrected(rw, node, shifted(layers[node].module, mean.to(_dtype(layers[node]))))

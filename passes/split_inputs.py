@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from fxq.analysis.error_sums import ErrorSums
 from fxq.errors import InputError
 from fxq.ir.identify import OpCall
-from fxq.ir.ops import MOVES, SPECS
+from fxq.ir.ops import SPECS
+from fxq.ir.provenance import node_info
 from fxq.ir.rewriter import Rewriter, clone_parameter, shared_tensors
 from fxq.ir.shapes import tensor_spec
 from fxq.ir.stage import Stage
@@ -80,8 +81,9 @@ class SplitInputs(Pass):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         ensure_recorded(rw.gm, context.inputs)
-        entering = {c.node: c for c in rw.calls() if isinstance(c.module, Observer) and _enters(c.nodes[0], rw)}
-        splits = {node: s for node, call in entering.items() if (s := self._split(call, rw)) is not None}
+        observers = [c for c in rw.calls() if isinstance(c.module, Observer)]
+        entering = [c for c in observers if _enters(c.nodes[0], rw) and not self._made(c.nodes[0])]
+        splits = {call.node: s for call in entering if (s := self._split(call, rw)) is not None}
         if not splits:
             return
         batches = seen_batches(rw.gm, context, self.name)[:_BATCHES]
@@ -96,6 +98,10 @@ class SplitInputs(Pass):
         if context.inputs is not None:
             run_on_copy(rw.gm, context.inputs)
         context.note(f"{tally}; {len(batches)} batches")
+
+    def _made(self, value: fx.Node) -> bool:
+        """Whether an earlier run has split this one already."""
+        return any(origin.pass_name == self.name for origin in node_info(value).origins)
 
     def _split(self, call: OpCall, rw: Rewriter) -> _Split | None:
         """Return what would be done to an observer and its readers; None where it is refused."""
@@ -169,11 +175,13 @@ class _Split:
 
 
 def _enters(value: fx.Node, rw: Rewriter) -> bool:
-    """Whether ``value`` is an input of the graph, at most moved about."""
-    if value.op == "placeholder":
+    """Whether ``value`` is an input of the graph, or computed from inputs in float and without a layer."""
+    if value.op in ("placeholder", "get_attr"):
         return True
-    call = rw.identify(value)
-    return call.kind in MOVES and len(value.all_input_nodes) == 1 and _enters(value.all_input_nodes[0], rw)
+    module = rw.module_of(value)
+    if module is not None and (isinstance(module, Observer) or any(True for _ in module.parameters())):
+        return False
+    return all(_enters(source, rw) for source in value.all_input_nodes)
 
 
 def _unfit(reader: OpCall, observed: fx.Node, rw: Rewriter) -> str | None:

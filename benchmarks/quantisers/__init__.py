@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.quantisers import fxq_tool, nncf, onnx_runtime, pt2e
+from benchmarks.quantisers import fxq_qat, fxq_tool, nncf, onnx_runtime, pt2e
 from benchmarks.quantisers.tool import Coverage, Quantised, Tool
 
 TOOLS: dict[str, Tool] = {
@@ -10,6 +10,7 @@ TOOLS: dict[str, Tool] = {
     for tool in (
         fxq_tool.tool("int8"),
         fxq_tool.tool("int8_accurate"),
+        fxq_qat.TOOL,
         nncf.FAST,
         nncf.ACCURATE,
         pt2e.TOOL,

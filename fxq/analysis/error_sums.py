@@ -43,15 +43,22 @@ class ErrorSums:
         if not reference.numel():
             return
         x, y = reference.double().flatten(), actual.to(reference.device).double().flatten()
-        same = (x == y) | (x.isnan() & y.isnan())
-        difference = torch.where(same, 0.0, x - y)
-        x, y = (torch.where(same & ~x.isfinite(), 0.0, v) for v in (x, y))
-        self.equal = self.equal and bool(same.all()) and reference.dtype == actual.dtype
-        self.signal += float(x @ x)
-        self.noise += float(difference @ difference)
+        difference = x - y
+        signal, other, noise = (float(v @ v) for v in (x, y, difference))
+        if not math.isfinite(
+            signal + other + noise
+        ):  # else nothing has to be looked at one by one
+            same = (x == y) | (x.isnan() & y.isnan())
+            difference = torch.where(same, 0.0, difference)
+            x, y = (torch.where(same & ~x.isfinite(), 0.0, v) for v in (x, y))
+            signal, other, noise = (float(v @ v) for v in (x, y, difference))
+        largest = _largest(difference)
+        self.equal = self.equal and largest == 0.0 and reference.dtype == actual.dtype
+        self.signal += signal
+        self.noise += noise
         self.dot += float(x @ y)
-        self.other += float(y @ y)
-        self.max_abs = max(self.max_abs, _largest(difference))
+        self.other += other
+        self.max_abs = max(self.max_abs, largest)
         self.scale = max(self.scale, _largest(x))
 
     def distance(self) -> Distance:

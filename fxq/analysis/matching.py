@@ -74,8 +74,8 @@ def _place(info: NodeInfo) -> tuple[str, str | None]:
 def _by_id(reference: fx.GraphModule, compiled: fx.GraphModule, layers: list[fx.Node]) -> Matching:
     values = {node_info(n).id: n for n in reference.graph.nodes}
     order = {id_: i for i, id_ in enumerate(values)}
-    # Where a rewrite was taken apart again (a residual that is added in float after all), several nodes name it: what it
-    # computed is what the last of them gives.
+    # Where a rewrite was taken apart again (a residual that is added in float after all), several nodes name it: what
+    # it computed is what the last of them gives.
     last = {origin: n for n in layers for origin in node_info(n).origins}
     taken = {node_info(n).id for n in compiled.graph.nodes}
     pairs: dict[fx.Node, fx.Node] = {}

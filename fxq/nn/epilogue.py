@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,16 @@ _ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], int]] = {
 }
 
 ACTIVATIONS = tuple(_ACTIVATIONS)
+
+# the same bits, written over the tensor
+_IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    "relu": torch.relu_,
+    "sigmoid": torch.sigmoid_,
+    "tanh": torch.tanh_,
+} | {
+    name: functools.partial(_ACTIVATIONS[name][0], inplace=True)
+    for name in ("relu6", "hardtanh", "hardswish", "silu", "leaky_relu", "hardsigmoid")
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,19 @@ class Epilogue:
         if residual is not None:
             y = residual + y if self.residual_first else y + residual
         return self.activate(y)
+
+    def apply_to_own(self, y: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Like :meth:`apply` with the same bits, for a ``y`` that nobody else reads: it is overwritten where it can be.
+
+        New memory for a large result takes longer than the activation itself. Where gradients are recorded they need
+        ``y`` as it was, and GELU has no such form.
+        """
+        if y.requires_grad or (residual is not None and residual.requires_grad):
+            return self.apply(y, residual)
+        self.check(residual)
+        if residual is not None:
+            y = residual + y if self.residual_first else y + residual
+        return _IN_PLACE[self.activation](y, *self.params) if self.activation in _IN_PLACE else self.activate(y)
 
     def activate(self, y: Tensor) -> Tensor:
         """The activation alone."""

@@ -53,49 +53,49 @@ class FusedConv1d(_Fused, nn.Conv1d):
     """``epilogue(Conv1d(x), residual)``."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.epilogue.apply(nn.Conv1d.forward(self, x), residual)
+        return self.epilogue.apply_to_own(nn.Conv1d.forward(self, x), residual)
 
 
 class FusedConv2d(_Fused, nn.Conv2d):
     """``epilogue(Conv2d(x), residual)``."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.epilogue.apply(nn.Conv2d.forward(self, x), residual)
+        return self.epilogue.apply_to_own(nn.Conv2d.forward(self, x), residual)
 
 
 class FusedConv3d(_Fused, nn.Conv3d):
     """``epilogue(Conv3d(x), residual)``."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.epilogue.apply(nn.Conv3d.forward(self, x), residual)
+        return self.epilogue.apply_to_own(nn.Conv3d.forward(self, x), residual)
 
 
 class FusedConvTranspose1d(_Fused, nn.ConvTranspose1d):
     """``epilogue(ConvTranspose1d(x), residual)``."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        return self.epilogue.apply(nn.ConvTranspose1d.forward(self, x), residual)
+        return self.epilogue.apply_to_own(nn.ConvTranspose1d.forward(self, x), residual)
 
 
 class FusedConvTranspose2d(_Fused, nn.ConvTranspose2d):
     """``epilogue(ConvTranspose2d(x), residual)``."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        return self.epilogue.apply(nn.ConvTranspose2d.forward(self, x), residual)
+        return self.epilogue.apply_to_own(nn.ConvTranspose2d.forward(self, x), residual)
 
 
 class FusedConvTranspose3d(_Fused, nn.ConvTranspose3d):
     """``epilogue(ConvTranspose3d(x), residual)``."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        return self.epilogue.apply(nn.ConvTranspose3d.forward(self, x), residual)
+        return self.epilogue.apply_to_own(nn.ConvTranspose3d.forward(self, x), residual)
 
 
 class FusedLinear(_Fused, nn.Linear):
     """``epilogue(Linear(x), residual)``."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.epilogue.apply(nn.Linear.forward(self, x), residual)
+        return self.epilogue.apply_to_own(nn.Linear.forward(self, x), residual)
 
 
 FUSED_LAYERS: dict[type[nn.Module], type[Any]] = {

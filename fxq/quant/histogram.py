@@ -106,7 +106,7 @@ class Histogram:
         )  # fmt: skip
 
     def _counted(self, x: Tensor, low: float, high: float, weight: int) -> Histogram:
-        zeros = x.numel() - int(torch.count_nonzero(x))
+        zeros = int((x == 0).sum())  # a third of the time of count_nonzero
         positive, negative = self.positive, self.negative
         if low < 0.0 or high > 0.0:
             counts = self._bin_counts(x, both=low < 0.0)

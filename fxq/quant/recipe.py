@@ -44,8 +44,8 @@ class Recipe:
             later one in this list takes the place of those before it. ``"equalise"`` (cross-layer equalisation: ranges
             of channels move between layers with ReLU between them) and ``"smooth"`` (SmoothQuant: they move from layer
             norms into linear layers) come before calibration and keep the float function; so does ``"split_inputs"``,
-            behind it (a layer that reads the network's input reads two copies, half a step apart). ``"batch_norm"`` is last:
-            batch norms that no layer took in get statistics of the quantised values.
+            behind it (a layer that reads the network's input reads two copies, half a step apart). ``"batch_norm"``
+            comes last: batch norms that no layer took in get statistics of the quantised values.
         reduce_range: whether int8 weights have 7 bits, codes in [-63, 63]: True, False, or None, which means only for a
             CPU and a target whose instructions saturate 8-bit products; the report says so.
         gates_in_float: whether squeeze-and-excitation, from the mean over the image to the product with it, stays in

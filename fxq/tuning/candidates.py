@@ -12,7 +12,7 @@ from fxq.quant.recipe import CORRECTIONS, Recipe
 #: Calibrators beside the recipe's own: all take their ranges from the same histograms.
 _CALIBRATORS: Final = ("auto", "mse", "percentile", "entropy", "minmax")
 #: Corrections in the order of what they cost.
-_CORRECTIONS: Final = ("equalise", "smooth", "batch_norm")
+_CORRECTIONS: Final = ("equalise", "smooth", "split_inputs", "batch_norm")
 #: Those that take the errors of other layers into account: much dearer, and to be run for each set of layers anew.
 _DEARER: Final = ("bias_accurate", "adaround")
 #: What a correction takes the place of.
@@ -51,9 +51,10 @@ def _corrected(corrections: Iterable[str], best: Callable[[], Recipe]) -> Iterat
 def quick(recipe: Recipe) -> Recipe:
     """Return ``recipe`` without the corrections that look at other layers' errors, with plain bias correction instead.
 
-    These have to run again for each set of layers in float; all else is known from the module with none.
+    These, and the splitting of inputs, have to run again for each set of layers in float; all else is known from the
+    module with none.
     """
-    found = ["bias" if c in _REPLACED else c for c in recipe.corrections if c != "batch_norm"]
+    found = ["bias" if c in _REPLACED else c for c in recipe.corrections if c not in ("batch_norm", "split_inputs")]
     return replace(recipe, corrections=tuple(dict.fromkeys(found)))
 
 

@@ -192,7 +192,12 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.up, self.down, self.last = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16), nn.LayerNorm(16)
+        self.norm, self.up, self.down, self.last = (
+            nn.LayerNorm(16),
+            nn.Linear(16, 32),
+            nn.Linear(32, 16),
+            nn.LayerNorm(16),
+        )
         self.head = nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch.utils.data import TensorDataset
 import fxq
 from benchmarks import fidelity
 from benchmarks.fidelity import FLOAT, Cell, Settings, measure, table
+from benchmarks.measure import sqnr_db
 from benchmarks.networks import NETWORKS, Images, TrainedNetwork
-from benchmarks.quantisers import TOOLS, Quantised, Tool, fxq_tool, pt2e
+from benchmarks.quantisers import TOOLS, Quantised, Tool, fxq_qat, fxq_tool, pt2e
 from benchmarks.quantisers.tool import Coverage
 
 SETTINGS = Settings(batch=8, batches=2)
@@ -34,6 +35,15 @@ def test_fxq_is_judged_against_the_float_network(network: TrainedNetwork) -> Non
     assert 20 < cell.sqnr_db < 70
     assert 0 <= cell.top1 <= 1
     assert measure(network, FLOAT, SETTINGS).sqnr_db == math.inf
+
+
+def test_training_with_quantisation_starts_from_the_calibrated_network(network: TrainedNetwork) -> None:
+    batches = list(network.images.train.tensors[0].split(8))
+    quantised = fxq_qat._quantise(network, batches[0], batches, steps=2)
+    x = network.images.test.tensors[0]
+    with torch.no_grad():
+        assert sqnr_db(network.model(x), quantised.call(x)) > 20
+    assert quantised.coverage == Coverage(20, 28, 0)
 
 
 def test_a_tool_that_fails_has_its_reason_in_the_table(

@@ -32,6 +32,31 @@ def test_activation_and_text(epilogue: Epilogue, expected: object, text: str) ->
     assert str(epilogue) == text
 
 
+@pytest.mark.parametrize("epilogue", [case[0] for case in _CASES], ids=[c[2] for c in _CASES])
+@pytest.mark.parametrize("add", [False, True])
+def test_over_its_own_tensor_it_gives_the_same_bits(epilogue: Epilogue, add: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y, residual = (torch.randn(100, generator=generator) * 4 for _ in range(2))
+    epilogue = Epilogue(epilogue.activation, epilogue.params, add)
+    expected = epilogue.apply(y, *[residual] * add)
+    own, kept = y.clone(), residual.clone()
+    found = epilogue.apply_to_own(own, *[residual] * add)
+    assert torch.equal(found, expected)
+    assert torch.equal(residual, kept)
+    overwritten = found.data_ptr() == own.data_ptr()
+    assert overwritten is (not add and epilogue.activation != "gelu")
+    assert found.data_ptr() != residual.data_ptr()
+
+
+def test_what_gradients_need_is_not_overwritten() -> None:
+    y = torch.tensor([-1.0, 2.0], requires_grad=True)
+    out = Epilogue("hardswish").apply_to_own(y * 1.0)
+    out.sum().backward()
+    expected = torch.tensor([-1.0, 2.0], requires_grad=True)
+    F.hardswish(expected).sum().backward()
+    assert torch.equal(y.grad, expected.grad)  # type: ignore[arg-type]
+
+
 def test_residual_is_added_before_the_activation() -> None:
     y, residual = torch.tensor([1.0, -3.0]), torch.tensor([-2.0, 5.0])
     assert torch.equal(Epilogue("relu", add=True).apply(y, residual), torch.tensor([0.0, 2.0]))

@@ -113,6 +113,25 @@ def test_a_linear_layer_behind_moves() -> None:
     assert out.get_submodule("1").in_features == 96
 
 
+def test_what_is_computed_from_the_input_in_float_is_an_input_too() -> None:
+    class Normalised(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((x - 0.4) / 0.2)
+
+    torch.manual_seed(0)
+    _, out, record = _split(Normalised(), torch.rand(8, 3, 16, 16))
+    assert [m.rule for m in record.matched] == ["split"]
+    assert out.get_submodule("stem").in_channels == 6
+
+
+def test_what_a_layer_made_is_none() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    _, _, record = _split(model, torch.randn(32, 16))
+    assert not record.matched
+    assert not record.refused
+
+
 class Read(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -149,5 +168,5 @@ def test_an_input_that_has_its_codes_already_gains_nothing() -> None:
 
 
 def test_bad_options() -> None:
-    with pytest.raises(InputError, match="(?s)copies is 3.*give 2 or 4"):
+    with pytest.raises(InputError, match=r"(?s)copies is 3.*give 2 or 4"):
         SplitInputs(copies=3)

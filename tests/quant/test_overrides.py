@@ -135,9 +135,9 @@ def test_a_layer_that_one_call_keeps_in_float_stays_for_all() -> None:
 
 
 def test_options_that_a_recipe_does_not_look_at_are_errors() -> None:
-    with pytest.raises(InputError, match="override for `fc` sets activation, percentile\n.*recipe 'dynamic' has no"):
+    with pytest.raises(InputError, match=r"override for `fc` sets activation, percentile\n.*recipe 'dynamic' has no"):
         Recipe("dynamic", overrides=(Override("fc", activation="percentile", percentile=99.0),))
-    with pytest.raises(InputError, match="recipe 'float' has an override for `Linear`\n.*it quantises nothing"):
+    with pytest.raises(InputError, match=r"recipe 'float' has an override for `Linear`\n.*it quantises nothing"):
         Recipe("float", overrides=(Override(nn.Linear, quantise=False),))
     Recipe("auto", overrides=(Override("fc", activation="entropy"),))  # may become int8
 
