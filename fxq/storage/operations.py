@@ -118,7 +118,7 @@ _SOURCES: Final[tuple[tuple[str, Any, str], ...]] = (
     ("torch.special", torch.special, _SPECIAL),
     ("torch.linalg", torch.linalg, _LINALG),
     ("torch.Tensor", torch.Tensor, "contiguous"),
-    ("fxq.nn", fnn, "quantize dequantize"),
+    ("fxq.nn", fnn, "quantize dequantize named_result"),
     ("fxq.nn.windows", windows, _WINDOWS),
 )
 
