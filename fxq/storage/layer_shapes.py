@@ -173,7 +173,7 @@ def _recurrent(layer: Any, given: Sequence[Any]) -> Any:
 @functools.cache
 def layer_rules() -> dict[type[nn.Module], LayerRule]:
     """Return the rule of each type of layer that has one."""
-    fused = {cls: _linear if plain is nn.Linear else _conv for plain, cls in fnn.FUSED_LAYERS.items()}
+    fused = {cls: _linear if issubclass(plain, nn.Linear) else _conv for plain, cls in fnn.FUSED_LAYERS.items()}
     qdq = dict.fromkeys(set(fnn.QDQ_LAYERS.values()), _qdq)
     convs = (fnn.QConv1d, fnn.QConv2d, fnn.QConv3d, fnn.QConvTranspose1d, fnn.QConvTranspose2d, fnn.QConvTranspose3d)
     observers = dict.fromkeys(_subclasses(Observer), _unchanged())
