@@ -15,6 +15,7 @@ from fxq.nn.fused import (
     fuse_layer,
 )
 from fxq.nn.kernels import BACKENDS, onednn_available, onednn_unavailable_reason
+from fxq.nn.named_results import named_result
 from fxq.nn.qavgpool import QAdaptiveAvgPool, QAvgPool, QMean
 from fxq.nn.qbatchnorm import QBatchNorm
 from fxq.nn.qborder import Dequantize, Quantize
@@ -79,6 +80,7 @@ __all__ = [
     "Quantize",
     "dequantize",
     "fuse_layer",
+    "named_result",
     "onednn_available",
     "onednn_unavailable_reason",
     "output_rows",

@@ -3,7 +3,8 @@
     {"name": "add", "op": "call_function", "target": "operator.add", "args": [{"node": 3}, 1], "kwargs": {"alpha": 2},
      "info": {provenance}, "value": {"dtype": "float32", "shape": [1, 8]}, "source": "net.py:12", "module": "block"}
 
-Empty parts are left out. Functions and methods are names from a list (``fxq.storage.operations``), modules and tensors
+Empty parts are left out. A node with ``"unchecked": true`` gives what its inputs' shapes do not tell (it looks at data,
+or torch does not know): loading takes it as it was recorded. Functions and methods are names from a list (``fxq.storage.operations``), modules and tensors
 are paths in the module tree, arguments are as ``fxq.storage.values`` has it and refer to earlier nodes only.
 """
 
@@ -18,12 +19,14 @@ from torch.fx.graph import CodeGen
 from fxq.errors import InputError
 from fxq.ir.provenance import INFO_KEY, MODULE_KEY, SOURCE_KEY, NodeInfo
 from fxq.ir.shapes import TENSOR_KEY, TensorSpec
+from fxq.nn.named_results import named_result
 from fxq.storage.checks import MAX_DEPTH, array, fields, integer, mapping, refuse, short, text
 from fxq.storage.dtypes import DTYPES, dtype_name
 from fxq.storage.module_tree import CONTAINERS
 from fxq.storage.names import is_identifier, is_path, is_placeholder
-from fxq.storage.operations import ATTRIBUTES, METHODS, function_name, function_named
+from fxq.storage.operations import ATTRIBUTES, METHODS, function_name, function_named, functions
 from fxq.storage.records import RecordReader, RecordWriter
+from fxq.storage.results import Classes, check_call, without_class
 from fxq.storage.values import decode_value, encode_value
 from fxq.tracing.tracer import ModelTracer
 
@@ -47,11 +50,14 @@ def encode_graph(graph: fx.Graph) -> list[dict[str, Any]]:
 
 def _encode_node(node: fx.Node, index: dict[fx.Node, int]) -> dict[str, Any]:
     where = f"node `{node.name}`"
-    encoded: dict[str, Any] = {"name": node.name, "op": node.op, "target": _target(node, where)}
-    if node.args:
-        encoded["args"] = [encode_value(a, where, index.__getitem__) for a in node.args]
-    if node.kwargs:
-        encoded["kwargs"] = {k: encode_value(v, where, index.__getitem__) for k, v in node.kwargs.items()}
+    target, args, kwargs = node.target, node.args, node.kwargs
+    if isinstance(target, type) and target not in functions().values():
+        target, args, kwargs = named_result, without_class(target, args, kwargs, where), {}
+    encoded: dict[str, Any] = {"name": node.name, "op": node.op, "target": _target(node.op, target, args, kwargs, where)}
+    if args:
+        encoded["args"] = [encode_value(a, where, index.__getitem__) for a in args]
+    if kwargs:
+        encoded["kwargs"] = {k: encode_value(v, where, index.__getitem__) for k, v in kwargs.items()}
     if INFO_KEY in node.meta:
         encoded["info"] = RecordWriter().encode(node.meta[INFO_KEY])
     if TENSOR_KEY in node.meta:
@@ -62,31 +68,27 @@ def _encode_node(node: fx.Node, index: dict[fx.Node, int]) -> dict[str, Any]:
     return encoded
 
 
-def _target(node: fx.Node, where: str) -> str:
-    if node.op == "call_function":
-        name = function_name(node.target)
+def _target(op: str, called: Any, args: Sequence[Any], kwargs: Any, where: str) -> str:
+    if op == "call_function":
+        name = function_name(called)
         if name is None:
-            raise _unknown_function(node, where)
-        if node.target is getattr and not _reads_attribute(node.args, node.kwargs):
+            raise _unknown_function(called, where)
+        if called is getattr and not _reads_attribute(args, kwargs):
             raise InputError(
-                f"an attribute is read off a value: {list(node.args[1:])}", where=where,
+                f"an attribute is read off a value: {list(args[1:])}", where=where,
                 why="a file may only read shapes, dtypes and the like",
                 fix="give dataclass inputs as dicts or tuples, and compute what is read as an attribute",
             )  # fmt: skip
         return name
-    target = str(node.target)
-    if node.op == "call_method" and target not in METHODS:
+    target = str(called)
+    if op == "call_method" and target not in METHODS:
         raise InputError(f"a file cannot hold a call of the method `{target}`", where=where,
                          fix="write it with the operations that torch.nn.functional has")  # fmt: skip
     return target
 
 
-def _unknown_function(node: fx.Node, where: str) -> InputError:
-    target = node.target
+def _unknown_function(target: Any, where: str) -> InputError:
     name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
-    if isinstance(target, type):
-        fix = "return a tuple or a dict from the model's forward, or from a module around it"
-        return InputError(f"a file cannot hold the class {name}, which the graph makes", where=where, fix=fix)
     return InputError(f"a file cannot hold a call of {name}", where=where, why="fxq.load runs no code but torch's",
                       fix="write it with torch's own functions; compiling may replace it, too")  # fmt: skip
 
@@ -104,10 +106,14 @@ def _encode_recorded(value: Any) -> Any:
     return [_encode_recorded(v) for v in value] if isinstance(value, tuple) else value
 
 
-def decode_graph(nodes: Any, root: nn.Module) -> fx.Graph:
+def decode_graph(nodes: Any, root: nn.Module, classes: Classes) -> tuple[fx.Graph, frozenset[fx.Node]]:
     """Build the graph; ``root`` holds the modules and tensors that it names, with or without values.
 
+    Returns:
+        The graph, and the nodes whose shapes are not checked.
+
     Raises:
+        InputError: a class that the user gave is not the one that the graph has.
         StorageError: a name is not a plain identifier, a target is not in the lists, an argument is no earlier node.
     """
     graph = fx.Graph(tracer_cls=ModelTracer)
@@ -116,17 +122,20 @@ def decode_graph(nodes: Any, root: nn.Module) -> fx.Graph:
     encoded = array(nodes, "the graph")
     for i, node in enumerate(encoded):
         made.append(_decode_node(graph, node, made, seen, root, is_last=i == len(encoded) - 1))
+        if made[-1].target is named_result:
+            _exchange_class(made[-1], classes)
+    unchecked = [n for n, e in zip(made, encoded, strict=True) if e.get("unchecked", False) is not False]
     if not made:
         refuse("the graph has no nodes", "the graph")
     _check_placeholders([n for n in made if n.op == "placeholder"])
-    return graph
+    return graph, frozenset(unchecked)
 
 
 def _decode_node(
     graph: fx.Graph, encoded: Any, made: list[fx.Node], seen: set[str], root: nn.Module, *, is_last: bool
 ) -> fx.Node:
     where = f"node {len(made)}"
-    known = fields(encoded, where, "name op target", "args kwargs info value source module")
+    known = fields(encoded, where, "name op target", "args kwargs info value source module unchecked")
     name, op = text(known["name"], where), text(known["op"], where)
     if not is_identifier(name) or name in seen:
         refuse(f"the name {name[:60]!r} cannot be a variable of its own", where)
@@ -154,6 +163,8 @@ def _decode_target(
         function = function_named(target, where)
         if function is getattr and not _reads_attribute(args, kwargs):
             refuse("an attribute is read that is not in the list of those that may be", where)
+        if function is named_result:
+            check_call(args, kwargs, where)
         return function
     if op == "call_method":
         if target not in METHODS or not args or not isinstance(args[0], fx.Node):
@@ -167,6 +178,13 @@ def _decode_target(
     else:
         _check_path(op, target, args, kwargs, root, where)
     return target
+
+
+def _exchange_class(node: fx.Node, classes: Classes) -> None:
+    """Let a result be of the user's class again, where it was given."""
+    call = classes.call(node.args)
+    if call is not None:
+        node.target, (node.args, node.kwargs) = call
 
 
 def _has_nodes(args: Any) -> bool:

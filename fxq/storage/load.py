@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from torch import Tensor, fx, nn
 
@@ -17,30 +18,40 @@ from fxq.storage.checks import refuse
 from fxq.storage.container import StoredFile, as_path, open_stored
 from fxq.storage.document import GRAPH, REPORT, decode_report, unpack_document
 from fxq.storage.module_plan import fill
-from fxq.storage.plan import FORMAT, VERSION, Plan, plan_document
+from fxq.storage.plan import FORMAT, VERSION, Plan, misfits, plan_document
 from fxq.storage.tensors import TensorPlan, load_tensor
 from fxq.targets.backends import exchange_backends
 from fxq.targets.resolve import module_backend
-from fxq.tracing.record import RECORD_KEY
+from fxq.tracing.record import INPUTS_KEY, RECORD_KEY
 from fxq.tracing.tracer import ModelTracer
 
 
-def load(path: str | os.PathLike[str]) -> TracedModule:
+def load(path: str | os.PathLike[str], *, classes: Iterable[type] = ()) -> TracedModule:
     """Read the graph module that :func:`fxq.save` wrote; its outputs are bit for bit those of the saved one.
 
     What ran in the native engine does so again, with weights packed for this machine; on a machine without the engine,
     PyTorch's operators run it, whose results may differ by one quantum. Neither the model's class nor pickle is needed,
     and no code from the file is run: operations and modules are looked up in lists of fxq's, and torch.fx generates
-    ``forward`` from the checked graph. The whole file is checked before memory for its tensors is allocated; that
+    ``forward`` from the checked graph. The whole file is checked before memory for its tensors is allocated, its graph
+    with the shapes of the inputs that it was traced on, where there were some; that
     memory is at most 512 times the size of the file (and about the size of the tensors that were saved, for a file of
     fxq's). Loading is safe; what a graph of a stranger's costs to run, in time and memory, is still what that graph
     computes.
+
+    A result that was a dataclass or a named tuple of the user's comes back as an equivalent of the same name, with the
+    same fields and without the class's own methods (:func:`fxq.nn.named_result`), or as the class itself where
+    ``classes`` has it.
+
+    Args:
+        path: the file.
+        classes: classes of the results, found by their names: ``fxq.load(path, classes=[Output])``. They must have the
+            fields that they had when the graph was saved.
 
     Returns:
         A graph module on the CPU, in the mode that was saved, with its report.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or its results are not of the ``classes``.
         StorageError: the file is damaged, is not one of fxq's, was written by a later version, or holds what fxq does
             not run.
         TargetError: the file needs int8 kernels that this machine cannot run.
@@ -48,7 +59,7 @@ def load(path: str | os.PathLike[str]) -> TracedModule:
     path = as_path(path)
     try:
         with open_stored(path) as file:
-            return _load(file)
+            return _load(file, classes)
     except StorageError as error:
         where = f"{path}, {error.where}" if error.where else str(path)
         raise StorageError(
@@ -56,9 +67,12 @@ def load(path: str | os.PathLike[str]) -> TracedModule:
         ) from error
 
 
-def _load(file: StoredFile) -> TracedModule:
+def _load(file: StoredFile, classes: Iterable[type]) -> TracedModule:
     _check_format(file)
-    plan = plan_document(unpack_document(file.bytes_of(GRAPH), "the graph"), file.entries)
+    plan = plan_document(unpack_document(file.bytes_of(GRAPH), "the graph"), file.entries, classes)
+    for node, error in misfits(plan)[:1]:
+        layer = f", layer `{node.target}`" if node.op == "call_module" else ""
+        refuse("the example that the file was saved with does not go through the graph", f"node `{node.name}`{layer}", error)
     report = None
     if REPORT in file.entries:
         report = decode_report(unpack_document(file.bytes_of(REPORT), "the report"))
@@ -69,6 +83,8 @@ def _load(file: StoredFile) -> TracedModule:
         gm = _for_this_machine(gm)
     if plan.trace is not None:
         gm.meta[RECORD_KEY] = plan.trace
+    if plan.examples is not None:
+        gm.meta[INPUTS_KEY] = plan.examples
     if report is not None:
         attach_report(gm, report)
     return gm

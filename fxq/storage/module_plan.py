@@ -107,6 +107,15 @@ def fill(planned: Sequence[PlannedModule], values: Sequence[Value], tensors: Seq
     Raises:
         StorageError: the values make no sense in their module: scales that are not finite.
     """
+    place(planned, values, tensors)
+    for plan in planned:
+        flaw = plan.codec.flaw(plan.module)
+        if flaw is not None:
+            refuse(flaw, plan.where)
+
+
+def place(planned: Sequence[PlannedModule], values: Sequence[Value], tensors: Sequence[Tensor]) -> None:
+    """Put the tensors into the modules, whatever their values."""
     made = [_made(value, tensors[value.tensor]) for value in values]
     for plan in planned:
         for name, index in plan.values.items():
@@ -114,9 +123,6 @@ def fill(planned: Sequence[PlannedModule], values: Sequence[Value], tensors: Seq
                 plan.module._buffers[name] = made[index]
             else:
                 setattr(plan.module, name, made[index])  # recurrent layers keep a list of their weights up to date
-        flaw = plan.codec.flaw(plan.module)
-        if flaw is not None:
-            refuse(flaw, plan.where)
 
 
 def _made(value: Value, tensor: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ _SOURCES: Final[tuple[tuple[str, Any, str], ...]] = (
     ("torch.linalg", torch.linalg, _LINALG),
     ("torch.Tensor", torch.Tensor, "contiguous"),
     ("collections", collections, "OrderedDict"),
-    ("fxq.nn", fnn, "quantize dequantize"),
+    ("fxq.nn", fnn, "quantize dequantize named_result"),
     ("fxq.nn.windows", windows, _WINDOWS),
 )
 

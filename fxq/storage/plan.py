@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import fx, nn
 
 from fxq.ir.stage import GraphState
 from fxq.storage.checks import array, fields, refuse, text
 from fxq.storage.container import Entry
 from fxq.storage.document import GRAPH, REPORT
+from fxq.storage.examples import decode_examples, on_meta
 from fxq.storage.graph_json import decode_graph
-from fxq.storage.module_plan import PlannedModule, Value, plan_modules, plan_values
+from fxq.storage.module_plan import PlannedModule, Value, place, plan_modules, plan_values
 from fxq.storage.names import is_identifier
+from fxq.storage.propagate import follow
 from fxq.storage.records import RecordReader
+from fxq.storage.results import Classes
 from fxq.storage.tensors import TensorPlan, plan_tensor
 from fxq.tracing.record import TraceRecord
 
@@ -31,6 +35,8 @@ class Plan:
     state: GraphState
     trace: TraceRecord | None
     graph: fx.Graph
+    unchecked: frozenset[fx.Node]
+    examples: dict[str, Any] | None
     modules: list[PlannedModule]
     values: list[Value]
     tensors: list[TensorPlan]
@@ -41,14 +47,15 @@ class Plan:
         return self.modules[-1].module
 
 
-def plan_document(document: Any, entries: Mapping[str, Entry]) -> Plan:
+def plan_document(document: Any, entries: Mapping[str, Entry], classes: Iterable[type] = ()) -> Plan:
     """Check a graph document against the entries of its file.
 
     Raises:
         StorageError: anything in it is unknown, or does not fit together.
+        InputError: the results of the graph are not of the ``classes`` that were given.
         TargetError: an int8 module needs a backend that this machine cannot run.
     """
-    known = fields(document, "the graph", "class state trace nodes modules values tensors")
+    known = fields(document, "the graph", "class state trace nodes modules values tensors", "examples")
     class_name = text(known["class"], "the graph")
     if not is_identifier(class_name):
         refuse(f"{class_name[:60]!r} cannot be the name of a class", "the graph")
@@ -59,8 +66,24 @@ def plan_document(document: Any, entries: Mapping[str, Entry]) -> Plan:
     _check_entries(tensors, entries)
     values = plan_values(known["values"], tensors)
     modules = plan_modules(known["modules"], values, tensors)
-    graph = decode_graph(known["nodes"], modules[-1].module)
-    return Plan(class_name, state, trace, graph, modules, values, tensors)
+    results = Classes(classes)
+    graph, unchecked = decode_graph(known["nodes"], modules[-1].module, results)
+    results.check_used()
+    examples = decode_examples(known["examples"]) if "examples" in known else None
+    return Plan(class_name, state, trace, graph, unchecked, examples, modules, values, tensors)
+
+
+def misfits(plan: Plan) -> list[tuple[fx.Node, Exception]]:
+    """Return the nodes that the example inputs do not go through, with the reason; none where the file has no example.
+
+    The modules get tensors on the meta device, which ``fill`` replaces.
+    """
+    if plan.examples is None:
+        return []
+    empty = [torch.empty(t.shape, dtype=t.dtype, device="meta") for t in plan.tensors]
+    place(plan.modules, plan.values, empty)
+    examples = {name: on_meta(value) for name, value in plan.examples.items()}
+    return follow(plan.graph, plan.root, examples, plan.unchecked)
 
 
 def _check_entries(tensors: list[TensorPlan], entries: Mapping[str, Entry]) -> None:

@@ -15,7 +15,7 @@ from fxq.tracing.frames import is_user_code, line_of_forward
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
 from fxq.tracing.leaves import has_hooks, is_compiled
 from fxq.tracing.preserve import ModuleState, changes_since, preserved, restore_state
-from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord
+from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord, note_inputs
 from fxq.tracing.side_effects import describe, is_state
 from fxq.tracing.signals import BuiltinNeededError
 from fxq.tracing.tracer import ModelTracer, TraceSettings
@@ -47,6 +47,7 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
     if isinstance(model, GraphModule):
         gm = copy_graph_module(model)
         gm.meta.setdefault(RECORD_KEY, TraceRecord(notes=_root_notes(model)))
+        note_inputs(gm, inputs)
         return gm
     with preserved(model) as states:
         graph, tracer = _attempts(model, inputs, states)
@@ -56,6 +57,7 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
         specialised=tuple(tracer.arguments.specialised),
         notes=(*_root_notes(model), *tracer.notes),
     )
+    note_inputs(gm, inputs)
     return gm
 
 

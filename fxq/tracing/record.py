@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxq.ir.shapes import TensorSpec
+from fxq.tracing.inputs import ModelInputs
 
 RECORD_KEY = "fxq_trace"
+#: ``gm.meta["fxq_inputs"]``: what the graph was traced on, by the name of the argument; a ``TensorSpec`` for a tensor.
+INPUTS_KEY = "fxq_inputs"
 
 
 @dataclass(frozen=True)
@@ -50,3 +59,27 @@ class TraceRecord:
     def leaf(self, path: str) -> OpaqueLeaf | None:
         """Return the record of the opaque module at ``path``, or ``None``."""
         return next((leaf for leaf in self.leaves if leaf.path == path), None)
+
+
+def note_inputs(gm: fx.GraphModule, inputs: ModelInputs | None) -> None:
+    """Note shapes and dtypes of the example on ``gm``, unless it holds objects that are no plain values."""
+    if inputs is None:
+        return
+    try:
+        bound = inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs)
+        bound.apply_defaults()
+        gm.meta[INPUTS_KEY] = {name: _spec(value) for name, value in bound.arguments.items()}
+    except TypeError:
+        gm.meta.pop(INPUTS_KEY, None)
+
+
+def _spec(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return TensorSpec(tuple(value.shape), value.dtype)
+    if type(value) in (tuple, list):
+        return type(value)(_spec(v) for v in value)
+    if type(value) is dict:
+        return {k: _spec(v) for k, v in value.items()}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"a {type(value).__name__} is no plain value")

@@ -226,6 +226,8 @@ class ModelTracer(torch.fx.Tracer):
             return self._tensor_arg(a)
         if isinstance(a, type):
             return super().create_arg(original_type(a))
+        if hasattr(type(a), "__fx_create_arg__"):  # torch.fx asks too late, where the value is a tuple as well
+            return a.__fx_create_arg__(self)
         if isinstance(a, dict) and hasattr(a, "__dataclass_fields__"):
             return self._dict_dataclass_arg(a)
         if type(a) is OrderedDict:  # torch.fx would make a dict of it

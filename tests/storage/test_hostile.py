@@ -179,7 +179,10 @@ EDITS: dict[str, tuple[Edit, str]] = {
         lambda f: (node(f, "x").update(args=[1]), node(f, "gain").pop("args")), "no parameters"),
     "arguments behind keywords": (lambda f: node(f, "x").update(target="**x"), "no parameters"),
     "deep arguments": (lambda f: call(f, "output").update(args=[_deep(200)]), "nested"),
-    "too few arguments": (lambda f: node(f, "add").update(target="operator.add", args=[]), "no code for the graph"),
+    "too few arguments": (
+        lambda f: (node(f, "add").update(target="operator.add", args=[]), f.graph.pop("examples")), "no code for the graph"),
+    "too few arguments, with an example": (
+        lambda f: node(f, "add").update(target="operator.add", args=[]), "does not go through the graph"),
     "a scale that is NaN": (
         lambda f: module(f, "QConv2d")["settings"]["quantisation"]["input"].update(scale={"float": "nan"}), "QParams"),
     "a scale of zero": (
