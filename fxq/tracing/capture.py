@@ -47,7 +47,7 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
     if isinstance(model, GraphModule):
         gm = copy_graph_module(model)
         gm.meta.setdefault(RECORD_KEY, TraceRecord(notes=_root_notes(model)))
-        note_inputs(gm, inputs)
+        note_inputs(gm, model, inputs)
         return gm
     with preserved(model) as states:
         graph, tracer = _attempts(model, inputs, states)
@@ -57,7 +57,7 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
         specialised=tuple(tracer.arguments.specialised),
         notes=(*_root_notes(model), *tracer.notes),
     )
-    note_inputs(gm, inputs)
+    note_inputs(gm, model, inputs)
     return gm
 
 

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxq.ir.shapes import TensorSpec
 from fxq.tracing.inputs import ModelInputs
@@ -61,12 +61,12 @@ class TraceRecord:
         return next((leaf for leaf in self.leaves if leaf.path == path), None)
 
 
-def note_inputs(gm: fx.GraphModule, inputs: ModelInputs | None) -> None:
-    """Note shapes and dtypes of the example on ``gm``, unless it holds objects that are no plain values."""
+def note_inputs(gm: fx.GraphModule, model: nn.Module, inputs: ModelInputs | None) -> None:
+    """Note shapes and dtypes of the example of ``model`` on its graph, unless it holds what is no plain value."""
     if inputs is None:
         return
     try:
-        bound = inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs)
+        bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
         bound.apply_defaults()
         gm.meta[INPUTS_KEY] = {name: _spec(value) for name, value in bound.arguments.items()}
     except TypeError:

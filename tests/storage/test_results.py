@@ -144,7 +144,7 @@ def test_the_class_itself_comes_back_where_it_is_given(name: str, tmp_path: Path
     save(gm, tmp_path / "a")
     made = [cls for cls in CLASSES if any(node.target is cls for node in gm.graph.nodes)]
     loaded = load(tmp_path / "a", classes=made)
-    assert {n.target for n in loaded.graph.nodes if isinstance(n.target, type)} == set(made)
+    assert {n.target for n in loaded.graph.nodes if isinstance(n.target, type)} - {OrderedDict} == set(made)
     assert type(loaded(inputs())) is type(gm(inputs()))
     save(loaded, tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
