@@ -20,6 +20,7 @@ from fxq.passes.form_segments import FormSegments
 from fxq.passes.functionalise import Functionalise
 from fxq.passes.fuse_activation import FuseActivation
 from fxq.passes.fuse_residual import FuseResidual
+from fxq.passes.inline_numbers import InlineNumbers
 from fxq.passes.insert_observers import InsertObservers
 from fxq.passes.lower_half import LowerHalf
 from fxq.passes.lower_int8 import LowerInt8
@@ -47,6 +48,7 @@ def float_pipeline(verify: bool = True) -> PassManager:
             DecomposeWindows(),
             FoldConstants(),
             Canonicalise(),
+            InlineNumbers(),
             Eliminate(),
             DecomposeAttention(),
             RecogniseAttention(),

@@ -26,6 +26,7 @@ from fxq.passes.form_segments import FormSegments as FormSegments
 from fxq.passes.functionalise import Functionalise as Functionalise
 from fxq.passes.fuse_activation import FuseActivation as FuseActivation
 from fxq.passes.fuse_residual import FuseResidual as FuseResidual
+from fxq.passes.inline_numbers import InlineNumbers as InlineNumbers
 from fxq.passes.insert_fake_quantisers import InsertFakeQuantisers as InsertFakeQuantisers
 from fxq.passes.insert_observers import InsertObservers as InsertObservers
 from fxq.passes.lower_half import LowerHalf as LowerHalf

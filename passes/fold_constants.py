@@ -12,7 +12,8 @@ from fxq.ir.identify import OpCall, read_attribute
 from fxq.ir.rewriter import Rewriter
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._effects import effect, writes
+from fxq.passes._effects import effect
+from fxq.passes._written import written_attributes
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class FoldConstants(Pass):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         values: dict[fx.Node, Any] = {}
-        changing = _written(rw)
+        changing = written_attributes(rw)
         for node in rw.nodes():
             if node.op == "get_attr" and str(node.target) not in changing:
                 values[node] = read_attribute(rw.gm, node)
@@ -79,20 +80,6 @@ class FoldConstants(Pass):
 
 def _given(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     return bool(node.all_input_nodes) and all(n in values for n in node.all_input_nodes)
-
-
-def _written(rw: Rewriter) -> set[str]:
-    """The attributes that the graph may write into, itself or through a value made from them."""
-    sources: dict[fx.Node, set[str]] = {}
-    written: set[str] = set()
-    for node in rw.nodes():
-        if node.op == "get_attr":
-            sources[node] = {str(node.target)}
-            continue
-        sources[node] = set().union(*(sources[n] for n in node.all_input_nodes))
-        if sources[node] and node.op.startswith("call_") and writes(rw.identify(node)):
-            written |= sources[node]
-    return written
 
 
 def _stored(node: fx.Node, value: Tensor, rw: Rewriter) -> fx.Node:

@@ -15,8 +15,11 @@ from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._affine import ChannelAffine, fold_behind
-from fxq.passes._effects import writes
 from fxq.passes._layers import called_again, describe_producer
+from fxq.passes._written import written_attributes
+
+#: ``f(s x) = s f(x)`` for every s that is not negative.
+_HOMOGENEOUS = frozenset({"relu", "leaky_relu"})
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class FoldScale(Pass):
         %y = mul(%scale [8, 1, 1], %t)                      return %t
         return %y
 
-    Between the layer and the factor there may be permutations of dimensions. The factor is a number, or a parameter or
+    Between the layer and the factor there may be permutations of dimensions, and ReLU or leaky ReLU where no factor is
+    negative. The factor is a number, or a parameter or
     buffer with one value for each output channel. W' and b' are computed in float64 and rounded to the dtype of the
     layer; the layer's node keeps its id, name and path, and its new weights do not train.
 
@@ -44,7 +48,7 @@ class FoldScale(Pass):
     numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        written = _written(rw)
+        written = written_attributes(rw)
         for call in rw.calls():
             found = _scaled(call, rw, written)
             if found is None:
@@ -77,17 +81,6 @@ def _constant(value: object, rw: Rewriter, written: set[str]) -> Tensor | None:
     return found.detach().double() if isinstance(found, Tensor) and found.is_floating_point() else None
 
 
-def _written(rw: Rewriter) -> set[str]:
-    """The attributes that the graph may write into."""
-    return {
-        str(source.target)
-        for node in rw.graph.nodes
-        if node.op.startswith("call_") and writes(rw.identify(node))
-        for source in node.all_input_nodes
-        if source.op == "get_attr"
-    }
-
-
 def _fold(call: OpCall, value: fx.Node, factor: Tensor, rw: Rewriter) -> str | None:
     """Fold, or say why not."""
     spec, result = tensor_spec(value), tensor_spec(call.node)
@@ -99,7 +92,7 @@ def _fold(call: OpCall, value: fx.Node, factor: Tensor, rw: Rewriter) -> str | N
     if len(axes) > 1:
         return f"the factor {list(factor.shape)} differs along more than one dimension"
     axis = axes[0] if axes else None
-    layer = _trace_back(call.node, value, axis, rw)
+    layer = _trace_back(call.node, value, axis, rw, grows=bool((factor >= 0).all()))
     if isinstance(layer, str):
         return layer
     found, axis = layer
@@ -127,9 +120,12 @@ def _axes(factor: Tensor, rank: int) -> list[int]:
 
 
 def _trace_back(
-    user: fx.Node, value: fx.Node, axis: int | None, rw: Rewriter
+    user: fx.Node, value: fx.Node, axis: int | None, rw: Rewriter, grows: bool
 ) -> tuple[OpCall, int | None] | str:  # fmt: skip
-    """Go back over permutations to the layer; return it with the axis of its result that ``axis`` is, or why not."""
+    """Go back to the layer, over permutations and, where the factor ``grows`` (is not negative), rectifiers.
+
+    Return it with the axis of its result that ``axis`` is, or why there is none.
+    """
     while True:
         if set(value.users) != {user}:
             return f"`{value.name}` is used elsewhere, too"
@@ -143,7 +139,7 @@ def _trace_back(
             rank = len(tensor_spec(value).shape)  # type: ignore[union-attr]
             a, b = call.attrs["dim0"] % rank, call.attrs["dim1"] % rank
             axis = None if axis is None else {a: b, b: a}.get(axis, axis)
-        elif call.kind != "contiguous":
+        elif call.kind != "contiguous" and not (grows and call.kind in _HOMOGENEOUS):
             return f"not behind a convolution or linear layer, but behind {describe_producer(value, rw)}"
         user, value = value, call.nodes[0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from torch import fx, nn
 
@@ -146,11 +146,14 @@ def _bind(model: nn.Module, example_inputs: Any, calibration: Any) -> tuple[Mode
     return inputs, data
 
 
+#: Passes that freeze what trains: numbers, factors of channels, attention weights that drop out.
+_FOR_INFERENCE: Final = frozenset({"inline_numbers", "fold_scale", "recognise_attention"})
+
+
 def _float_passes() -> tuple[list[Pass | PassManager], list[Pass | PassManager], list[Pass | PassManager]]:
     """The passes that ``fxq.compile`` runs before it observes, up to the canonical spelling, up to folding, and on."""
-    # factors of channels train on their own, and so do attention weights that drop out
-    manager = float_pipeline().without("fold_scale").without("recognise_attention")
-    passes = list(manager.replace("fold_batch_norm", FoldBatchNormBehind()))
+    manager = float_pipeline().replace("fold_batch_norm", FoldBatchNormBehind())
+    passes = [p for p in manager if p.name not in _FOR_INFERENCE]
     names = [p.name for p in passes]
     spelled, folded = names.index("canonicalise") + 1, names.index("fold_batch_norm")
     return passes[:spelled], passes[spelled:folded], passes[folded:]

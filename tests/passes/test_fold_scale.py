@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxq
@@ -55,6 +56,8 @@ FOLDED: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "behind a transposition": (
         lambda: Scaled(nn.Linear(4, 6), (6, 1), lambda m, x: m.layer(x).transpose(-1, 1).contiguous() * m.s), ROWS,
     ),
+    "behind ReLU": (lambda: Scaled(conv(), (6, 1, 1), lambda m, x: m.layer(x).relu() * m.s), IMAGE),
+    "behind leaky ReLU": (lambda: Scaled(conv(), (1,), lambda m, x: F.leaky_relu(m.layer(x)) * 3.0), IMAGE),
     "twice": (lambda: Scaled(conv(), (6, 1, 1), lambda m, x: m.layer(x) * m.s * 2.0), IMAGE),
 }  # fmt: skip
 
@@ -104,7 +107,8 @@ REFUSED: dict[str, Refused] = {
     "broadcasts": (lambda m, x: m.layer(x) * m.s, lambda: nn.Linear(5, 6), (2, 1, 1, 1, 1), "the factor makes f32"),
     "used elsewhere": (used_elsewhere, conv, (6, 1, 1), "is used elsewhere, too"),
     "called twice": (lambda m, x: m.layer(x) * m.s + m.layer(x + 1), conv, (6, 1, 1), "`layer` is called twice"),
-    "behind an activation": (lambda m, x: m.layer(x).relu() * m.s, conv, (6, 1, 1), "but behind relu"),
+    "behind an activation": (lambda m, x: m.layer(x).tanh() * m.s, conv, (6, 1, 1), "but behind tanh"),
+    "negative behind ReLU": (lambda m, x: m.layer(x).relu() * -2.0, conv, (1,), "but behind relu"),
     "no layer": (lambda m, x: x * 2.0, conv, (1,), "but behind an input"),
 }  # fmt: skip
 
