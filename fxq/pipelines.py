@@ -30,6 +30,7 @@ from fxq.passes.recognise_activations import RecogniseActivations
 from fxq.passes.recognise_attention import RecogniseAttention
 from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively
+from fxq.passes.settle_ranks import SettleRanks
 from fxq.passes.smooth_quant import SmoothQuant
 from fxq.passes.split_inputs import SplitInputs
 from fxq.quant.overrides import Override
@@ -47,6 +48,7 @@ def float_pipeline(verify: bool = True) -> PassManager:
             Functionalise(),
             DecomposeWindows(),
             FoldConstants(),
+            SettleRanks(),
             Canonicalise(),
             InlineNumbers(),
             Eliminate(),

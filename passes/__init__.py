@@ -41,6 +41,7 @@ from fxq.passes.recognise_attention import RecogniseAttention as RecogniseAttent
 from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm as ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively as RoundAdaptively
 from fxq.passes.separate_convolutions import SeparateConvolutions as SeparateConvolutions
+from fxq.passes.settle_ranks import SettleRanks as SettleRanks
 from fxq.passes.share_weights import ShareWeights as ShareWeights
 from fxq.passes.smooth_quant import SmoothQuant as SmoothQuant
 from fxq.passes.sparsify import Sparsify as Sparsify
