@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -259,6 +260,26 @@ def test_what_only_runs_elsewhere_is_marked_and_loads(tmp_path: Path) -> None:
     loaded = load(tmp_path / "m")
     with torch.no_grad(), torch.autocast("cpu"):
         assert torch.equal(loaded(images().bfloat16()), gm(images().bfloat16()))
+
+
+_PROCESS = """
+import sys
+import fxq
+assert "sympy" not in sys.modules
+for path in sys.argv[1:]:
+    assert fxq.load(path).meta["fxq_inputs"]
+assert "sympy" not in sys.modules, "torch's kernels for the meta device were asked"
+"""
+
+
+def test_common_graphs_are_followed_by_rules_alone(tmp_path: Path) -> None:
+    """The first kernel of the meta device in a process imports a second of torch: as long as ten loads take."""
+    for name in ("traced", "float", "reference"):
+        save(CASES[name][0](), tmp_path / name)
+    command = [sys.executable, "-c", _PROCESS, *map(str, tmp_path.iterdir())]
+    root = Path(fxq.__file__).parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
+    assert done.returncode == 0, done.stderr
 
 
 def graph_of(calls: Callable[[fx.Graph, fx.Node], Any]) -> fx.GraphModule:
