@@ -29,8 +29,8 @@ from fxq.storage.shape_rules import RULES, like, need
 
 #: What is not known, and what follows from it.
 UNKNOWN: Final = object()
-#: No more than this is followed: seconds, tensors, parts of one tensor, items of one list, digits of one number.
-_MAX_SECONDS: Final = 5.0
+#: No more than this is followed: seconds of this thread (a busy machine changes nothing), tensors, parts of one tensor, items of one list, digits of one number.
+_MAX_SECONDS: Final = 10.0
 _MAX_TENSORS: Final = 50_000
 _MAX_PARTS: Final = 4096
 _MAX_ITEMS: Final = 1000
@@ -74,9 +74,9 @@ class _Follower:
 
     def run(self) -> list[tuple[fx.Node, Exception]]:
         misfits: list[tuple[fx.Node, Exception]] = []
-        end = time.monotonic() + _MAX_SECONDS
+        end = time.thread_time() + _MAX_SECONDS
         for node in self._graph.nodes:
-            if time.monotonic() > end or self._tensors > _MAX_TENSORS:
+            if time.thread_time() > end or self._tensors > _MAX_TENSORS:
                 break
             try:
                 value = UNKNOWN if node in self._skip else self._value(node)
