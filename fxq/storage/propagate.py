@@ -29,7 +29,8 @@ from fxq.storage.shape_rules import RULES, like, need
 
 #: What is not known, and what follows from it.
 UNKNOWN: Final = object()
-#: No more than this is followed: seconds of this thread (a busy machine changes nothing), tensors, parts of one tensor, items of one list, digits of one number.
+#: No more than this is followed: seconds of this thread (a busy machine changes nothing), tensors, parts of one
+#: tensor, items of one list, digits of one number.
 _MAX_SECONDS: Final = 10.0
 _MAX_TENSORS: Final = 50_000
 _MAX_PARTS: Final = 4096
