@@ -3,7 +3,7 @@
 A model that returns a dataclass, a named tuple or a dataclass that is a dict as well (as the outputs of the
 ``transformers`` library are) is saved without its class. The graph then calls :func:`named_result`, which makes an
 equivalent of the same name: the same fields in the same order, attributes, ``repr`` and equality by fields; a named
-tuple is a tuple, a mapping has keys for the fields that are not None. Methods and properties of the class are not there.
+tuple is a tuple, a mapping has keys for the fields that are not None. It has no methods and properties of the class.
 """
 
 from __future__ import annotations
@@ -42,25 +42,30 @@ def result_class(kind: str, name: str, fields: tuple[str, ...]) -> type:
         return named_result, (kind, name, fields, *_values(self))
 
     def traced(self: Any, tracer: Tracer) -> Node:
-        return tracer.create_node("call_function", named_result, tracer.create_arg(pickled(self)[1]), {})
+        return tracer.create_node("call_function", named_result, tuple(map(tracer.create_arg, pickled(self)[1])), {})
 
     def _values(result: Any) -> list[Any]:
         return [getattr(result, field) for field in fields]
 
     if kind not in KINDS:
         raise ValueError(f"there is no kind of results {kind!r:.60}")
-    made: Any
     try:
-        if kind == "named_tuple":
-            made = collections.namedtuple(name, fields, module=__name__)  # type: ignore[misc]  # noqa: PYI024
-        else:
-            bases = (_Mapping,) if kind == "mapping" else ()
-            made = dataclasses.make_dataclass(name, fields, bases=bases, namespace={"__module__": __name__})
+        made: Any = _tuple_class(name, fields) if kind == "named_tuple" else _dataclass(kind, name, fields)
     except TypeError as error:
         raise ValueError(str(error)) from error
     made.__reduce__ = pickled
     made.__fx_create_arg__ = traced  # torch.fx would write the class itself into a graph that is traced again
     return made  # type: ignore[no-any-return]
+
+
+def _tuple_class(name: str, fields: tuple[str, ...]) -> Any:
+    make: Any = collections.namedtuple  # mypy wants names that it can read
+    return make(name, fields, module=__name__)
+
+
+def _dataclass(kind: str, name: str, fields: tuple[str, ...]) -> Any:
+    bases = (_Mapping,) if kind == "mapping" else ()
+    return dataclasses.make_dataclass(name, fields, bases=bases, namespace={"__module__": __name__})
 
 
 class _Mapping(collections.OrderedDict[str, Any]):

@@ -11,7 +11,8 @@ the header as JSON, the data of the entries without holes. Any safetensors reade
 - The entry ``fxq:graph`` (U8) is zlib-compressed JSON, an object of these: ``class``, the name of the model's class;
   ``state``, the stage and the next node id; ``trace``, what the tracer noted, or null; ``nodes``, see
   ``fxq.storage.graph_json``; ``modules`` and ``values``, see ``fxq.storage.module_tree``; ``tensors``, a description of
-  each tensor: name, dtype, shape and, where they are not the usual ones, order of dimensions and coding.
+  each tensor: name, dtype, shape and, where they are not the usual ones, order of dimensions and coding. ``examples``,
+  where the graph was traced on some, has the shape and dtype of each input (``fxq.storage.examples``).
 - The entry ``fxq:report`` (U8), where there is one, is zlib-compressed JSON too: ``report`` with the fields of
   ``fxq.Report``, in which snapshots refer to the records in ``nodes`` by index; ``sections``, see
   ``fxq.storage.sections``.
@@ -24,10 +25,11 @@ objects with one name (``fxq.storage.values``). Records of fxq are objects with 
 
 What a reader relies on: nodes refer to earlier nodes and modules to earlier modules, so that there are no cycles; names
 are ASCII identifiers; functions, methods, module types and dtypes are looked up in tables and never imported; what a
-layer's settings say about the shapes of its tensors is so. Sizes are checked from the inside out before any tensor is
-allocated: JSON unpacks to at most 100 times its bytes (and 64 KiB), and a tensor to at most 512 times those of its
-entries, of which each belongs to one tensor. Neither pickle nor any code from the file is ever run; torch.fx generates
-``forward`` from the checked graph.
+layer's settings say about the shapes of its tensors is so, and the shapes of the examples go through the graph: they
+are followed (``fxq.storage.propagate``) before any tensor has values, in bounded time and memory. Sizes are checked
+from the inside out before any tensor is allocated: JSON unpacks to at most 100 times its bytes (and 64 KiB), and a
+tensor to at most 512 times those of its entries, of which each belongs to one tensor. Neither pickle nor any code from
+the file is ever run; torch.fx generates ``forward`` from the checked graph.
 
 To let files hold another type of module, add its constructor's arguments to the table in
 ``fxq.storage.torch_layers``, or its settings with their types to the one in ``fxq.storage.fxq_layers``.

@@ -76,7 +76,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: ``path`` is none.
     """
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in str(path):
         raise InputError(f"{path!r} is not the path of a file", fix="give a string or a pathlib.Path")
     return Path(path)
 
@@ -170,11 +170,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a new, empty file beside ``path``, which takes its place at the end, unless an error comes between.
 
     Raises:
-        InputError: there is no such folder, it cannot be written, or ``path`` is a folder.
+        InputError: there is no such folder, it cannot be written, or ``path`` is a folder, a pipe or a device.
     """
     path = Path(os.path.realpath(path))
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError("there is a folder of this name", where=str(path), fix="give the path of a file")
+    if os.path.exists(path) and not os.path.isfile(path):  # os.replace would put the file in the place of /dev/null
+        raise InputError("what has this name is not a file", where=str(path), fix="give the path of a file")
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -183,15 +185,22 @@ def replacing(path: Path) -> Iterator[Path]:
         ).st_mode  # as a new file of this process gets it; the library makes its own, for us alone
         os.close(handle)
     except OSError as error:
-        raise InputError("the file cannot be written", where=str(path), why=error.strerror or str(error),
-                         fix="give a path in a folder that exists and may be written") from error  # fmt: skip
+        raise _unwritable(path, error) from error
     try:
         yield temporary
-        os.chmod(temporary, stat.S_IMODE(path.stat().st_mode if path.exists() else mode))
-        os.replace(temporary, path)
+        try:
+            os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode if os.path.exists(path) else mode))
+            os.replace(temporary, path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError("the file cannot be written", where=str(path), why=error.strerror or str(error),
+                      fix="give a path in a folder that exists and may be written")  # fmt: skip
 
 
 def write_stored(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

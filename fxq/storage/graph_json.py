@@ -3,9 +3,10 @@
     {"name": "add", "op": "call_function", "target": "operator.add", "args": [{"node": 3}, 1], "kwargs": {"alpha": 2},
      "info": {provenance}, "value": {"dtype": "float32", "shape": [1, 8]}, "source": "net.py:12", "module": "block"}
 
-Empty parts are left out. A node with ``"unchecked": true`` gives what its inputs' shapes do not tell (it looks at data,
-or torch does not know): loading takes it as it was recorded. Functions and methods are names from a list (``fxq.storage.operations``), modules and tensors
-are paths in the module tree, arguments are as ``fxq.storage.values`` has it and refer to earlier nodes only.
+Empty parts are left out. A node that is ``"unchecked": true`` gives what the shapes of its inputs do not tell: loading
+takes it as it was recorded. Functions and methods are names from a list (``fxq.storage.operations``), modules and
+tensors are paths in the module tree, arguments are as ``fxq.storage.values`` has it and refer to earlier nodes only.
+A result of a class of the user's is a call of ``fxq.nn.named_result`` (``fxq.storage.results``).
 """
 
 from __future__ import annotations
@@ -50,10 +51,13 @@ def encode_graph(graph: fx.Graph) -> list[dict[str, Any]]:
 
 def _encode_node(node: fx.Node, index: dict[fx.Node, int]) -> dict[str, Any]:
     where = f"node `{node.name}`"
-    target, args, kwargs = node.target, node.args, node.kwargs
+    target: Any = node.target
+    args: tuple[Any, ...] = node.args
+    kwargs: dict[str, Any] = node.kwargs
     if isinstance(target, type) and target not in functions().values():
-        target, args, kwargs = named_result, without_class(target, args, kwargs, where), {}
-    encoded: dict[str, Any] = {"name": node.name, "op": node.op, "target": _target(node.op, target, args, kwargs, where)}
+        args, kwargs, target = without_class(target, args, kwargs, where), {}, named_result
+    called = _target(node.op, target, args, kwargs, where)
+    encoded: dict[str, Any] = {"name": node.name, "op": node.op, "target": called}
     if args:
         encoded["args"] = [encode_value(a, where, index.__getitem__) for a in args]
     if kwargs:

@@ -27,6 +27,8 @@ _CONVS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 
 
 def _convolved(g: ConvGeometry, x: Tensor, dtype: torch.dtype) -> Tensor:
+    sizes = (g.in_channels, g.out_channels, *g.kernel_size, *g.stride, *g.dilation)
+    need(min(sizes) >= 1, f"a convolution of {g.describe()} computes nothing")
     size = spatial(x, g.dims)
     channels = x.shape[x.dim() - g.dims - 1]
     need(channels == g.in_channels, f"{channels} channels enter a convolution of {g.in_channels}")
@@ -53,7 +55,7 @@ def _finished(y: Tensor, given: Sequence[Any]) -> Tensor:
 
 
 def _conv(layer: Any, given: Sequence[Any]) -> Tensor:
-    geometry = layer.geometry if isinstance(layer, TrainableLayer) else ConvGeometry.of(layer)
+    geometry: Any = layer.geometry if isinstance(layer, TrainableLayer) else ConvGeometry.of(layer)
     _check_dtype(layer, given[0])
     return _finished(_convolved(geometry, given[0], given[0].dtype), given[1:])
 
@@ -173,8 +175,10 @@ def _recurrent(layer: Any, given: Sequence[Any]) -> Any:
 @functools.cache
 def layer_rules() -> dict[type[nn.Module], LayerRule]:
     """Return the rule of each type of layer that has one."""
-    fused = {cls: _linear if issubclass(plain, nn.Linear) else _conv for plain, cls in fnn.FUSED_LAYERS.items()}
-    qdq = dict.fromkeys(set(fnn.QDQ_LAYERS.values()), _qdq)
+    fused: dict[type[nn.Module], LayerRule] = {
+        cls: _linear if issubclass(plain, nn.Linear) else _conv for plain, cls in fnn.FUSED_LAYERS.items()
+    }
+    qdq: dict[type[nn.Module], LayerRule] = dict.fromkeys(fnn.QDQ_LAYERS.values(), _qdq)
     convs = (fnn.QConv1d, fnn.QConv2d, fnn.QConv3d, fnn.QConvTranspose1d, fnn.QConvTranspose2d, fnn.QConvTranspose3d)
     observers = dict.fromkeys(_subclasses(Observer), _unchanged())
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -193,5 +197,6 @@ def layer_rules() -> dict[type[nn.Module], LayerRule]:
     }  # fmt: skip
 
 
-def _subclasses(cls: type) -> set[type]:
-    return {cls}.union(*(_subclasses(sub) for sub in cls.__subclasses__()))
+def _subclasses(cls: type[nn.Module]) -> set[type[nn.Module]]:
+    below: list[type[nn.Module]] = cls.__subclasses__()
+    return {cls}.union(*(_subclasses(sub) for sub in below))

@@ -71,8 +71,8 @@ def _load(file: StoredFile, classes: Iterable[type]) -> TracedModule:
     _check_format(file)
     plan = plan_document(unpack_document(file.bytes_of(GRAPH), "the graph"), file.entries, classes)
     for node, error in misfits(plan)[:1]:
-        layer = f", layer `{node.target}`" if node.op == "call_module" else ""
-        refuse("the example that the file was saved with does not go through the graph", f"node `{node.name}`{layer}", error)
+        where = f"node `{node.name}`" + (f", layer `{node.target}`" if node.op == "call_module" else "")
+        refuse("the example that the file was saved with does not go through the graph", where, error)
     report = None
     if REPORT in file.entries:
         report = decode_report(unpack_document(file.bytes_of(REPORT), "the report"))

@@ -1,8 +1,8 @@
 """Shapes through the graph of a file before anything of the file has values: what does not fit is found while loading.
 
 Every value is a tensor on torch's meta device, which has a shape and a dtype and no memory, or a plain number. It comes
-from a rule (``fxq.storage.shape_rules``, ``fxq.storage.layer_shapes``), from torch's own kernel for the meta device, or,
-where an operation has neither or depends on data, from what a run recorded. What is known by none of these is followed
+from a rule (``fxq.storage.shape_rules``, ``fxq.storage.layer_shapes``), from torch's own kernel for the meta device, or
+from what a run recorded, where an operation has neither or depends on data. What is known by none of these is followed
 no further. Numbers are computed with plain arithmetic alone; what takes a tensor apart into thousands, or would go on
 for seconds, is not followed: a file decides neither how much memory this takes nor how long.
 """
@@ -29,8 +29,9 @@ from fxq.storage.shape_rules import RULES, like, need
 
 #: What is not known, and what follows from it.
 UNKNOWN: Final = object()
-#: No more than this is followed: seconds, tensors, parts of one tensor, items of one list, digits of one number.
-_MAX_SECONDS: Final = 5.0
+#: No more than this is followed: seconds of this thread (a busy machine changes nothing), tensors, parts of one
+#: tensor, items of one list, digits of one number.
+_MAX_SECONDS: Final = 10.0
 _MAX_TENSORS: Final = 50_000
 _MAX_PARTS: Final = 4096
 _MAX_ITEMS: Final = 1000
@@ -74,9 +75,9 @@ class _Follower:
 
     def run(self) -> list[tuple[fx.Node, Exception]]:
         misfits: list[tuple[fx.Node, Exception]] = []
-        end = time.monotonic() + _MAX_SECONDS
+        end = time.thread_time() + _MAX_SECONDS
         for node in self._graph.nodes:
-            if time.monotonic() > end or self._tensors > _MAX_TENSORS:
+            if time.thread_time() > end or self._tensors > _MAX_TENSORS:
                 break
             try:
                 value = UNKNOWN if node in self._skip else self._value(node)
@@ -104,7 +105,8 @@ class _Follower:
             return None
         if node.op == "get_attr":
             return _attribute(self._root, str(node.target))
-        args, kwargs = (fx.map_arg(part, self._values.__getitem__) for part in (node.args, node.kwargs))
+        args: Any = fx.map_arg(node.args, self._values.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, self._values.__getitem__)
         if node.op == "call_module":
             return self._layer(node, args, kwargs)
         leaves = _leaves((args, kwargs))
@@ -244,4 +246,3 @@ def _from_record(spec: Any) -> Any:
         parts = tuple(_from_record(s) for s in spec)
         return UNKNOWN if any(p is UNKNOWN for p in parts) else parts
     return UNKNOWN
-

@@ -50,8 +50,8 @@ def save(gm: fx.GraphModule, path: StrPath) -> None:
 
     Raises:
         InputError: ``gm`` is no graph module, or holds what no file can: a module that is not one of torch's or fxq's,
-            a function of the user's, hooks, a class of results that does more than hold fields. Names the node or module. Or the file cannot be
-            written. What was at ``path`` stays.
+            a function of the user's, hooks, a class of results that does more than hold fields. Names the node or
+            module. Or the file cannot be written. What was at ``path`` stays.
     """
     if not isinstance(gm, fx.GraphModule):
         raise InputError(f"fxq.save takes a graph module, not a {type(gm).__name__}",

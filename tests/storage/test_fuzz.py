@@ -96,6 +96,29 @@ def edit(document: Any, rng: random.Random) -> None:
         container[key] = copy.deepcopy(rng.choice(VALUES))
 
 
+def resize(forged: Forged, rng: random.Random) -> None:
+    """Change a size, and most places that go with it: a tensor, its entry, settings, an argument, the example."""
+    tensors = [t for t in forged.graph["tensors"] if "positions" not in t and t["shape"]]
+    described = rng.choice(tensors)
+    at = rng.randrange(len(described["shape"]))
+    old = described["shape"][at]
+    new = max(0, rng.choice([old - 1, old + 1, 2 * old, old // 2, 1, 0, 5]))
+    if rng.random() < 0.8:
+        described["shape"][at] = new
+        data = forged.tensors[described["name"]]
+        forged.tensors[described["name"]] = torch.ones(described["shape"], dtype=data.dtype)
+    parts = [m["settings"] for m in forged.graph["modules"] if "settings" in m]
+    parts += [n["args"] for n in forged.graph["nodes"] if "args" in n] + [forged.graph["examples"]]
+    for container, key in list(places(parts)):
+        if type(container[key]) is int and container[key] == old and key != "node" and rng.random() < 0.4:
+            container[key] = new
+    for other in tensors:
+        if other is not described and old in other["shape"] and rng.random() < 0.4:
+            other["shape"] = [new if n == old else n for n in other["shape"]]
+            data = forged.tensors[other["name"]]
+            forged.tensors[other["name"]] = torch.ones(other["shape"], dtype=data.dtype)
+
+
 def outcome(path: Path, with_report: bool = False) -> str:
     """Load a file and run what comes out of it, in memory that a test limits."""
     try:
@@ -165,10 +188,10 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.storage.forge import Forged
-from tests.storage.test_fuzz import edit, make, outcome
+from tests.storage.test_fuzz import edit, make, outcome, resize
 import copy
 
-folder, stage, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+folder, stage, count, sizes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "sizes"
 forged = Forged.read(make(stage, folder / "original"))
 outcome(folder / "original")  # everything is imported before memory is limited
 pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -178,13 +201,16 @@ outcomes = Counter()
 for seed in range(count):
     rng = random.Random(seed)
     edited = copy.copy(forged)
-    in_report = forged.report is not None and rng.random() < 0.1
-    if in_report:
+    in_report = not sizes and forged.report is not None and rng.random() < 0.1
+    if sizes:
+        edited = copy.deepcopy(forged)
+        edited.report = None
+    elif in_report:
         edited.report = copy.deepcopy(forged.report)
     else:
         edited.graph, edited.report = copy.deepcopy(forged.graph), None
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
-        edit(edited.report if in_report else edited.graph, rng)
+        resize(edited, rng) if sizes else edit(edited.report if in_report else edited.graph, rng)
     try:
         outcomes[outcome(edited.write(folder / "edited"), in_report)] += 1
     except Exception:
@@ -194,13 +220,16 @@ print(dict(outcomes))
 """
 
 
+@pytest.mark.parametrize("kind", ["values", "sizes"])
 @pytest.mark.parametrize("stage", ["float", "int8"])
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory through /proc and setrlimit")
-def test_edited_json_with_a_good_checksum_in_little_memory(stage: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _LIMITED, str(tmp_path), stage, "1000"]
+def test_edited_json_with_a_good_checksum_in_little_memory(stage: str, kind: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _LIMITED, str(tmp_path), stage, "1000", kind]
     root = Path(fxq.__file__).parent.parent
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "'refused'" in done.stdout
     assert "'ran'" in done.stdout
     assert "out of memory" not in done.stdout
+    if kind == "sizes":
+        assert "refuse their arguments" not in done.stdout

@@ -180,7 +180,8 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "arguments behind keywords": (lambda f: node(f, "x").update(target="**x"), "no parameters"),
     "deep arguments": (lambda f: call(f, "output").update(args=[_deep(200)]), "nested"),
     "too few arguments": (
-        lambda f: (node(f, "add").update(target="operator.add", args=[]), f.graph.pop("examples")), "no code for the graph"),
+        lambda f: (node(f, "add").update(target="operator.add", args=[]), f.graph.pop("examples")),
+        "no code for the graph"),
     "too few arguments, with an example": (
         lambda f: node(f, "add").update(target="operator.add", args=[]), "does not go through the graph"),
     "a scale that is NaN": (

@@ -206,6 +206,33 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
         save(gm, tmp_path / "file" / "m")
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"not a file(.|\n)*fix: give the path of a file"):
+        save(fxq.trace(Plain()), tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_names_that_no_file_has(name: str, tmp_path: Path) -> None:
+    for call in (lambda path: save(fxq.trace(Plain()), path), load):
+        with pytest.raises(InputError, match=r"cannot be (written|opened)|not the path of a file"):
+            call(tmp_path / name)
+
+
+def test_a_place_that_becomes_a_folder_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = sys.modules["fxq.storage.save"].write_stored
+
+    def late(*args: Any) -> None:
+        write(*args)
+        (tmp_path / "m").mkdir()
+
+    monkeypatch.setattr(sys.modules["fxq.storage.save"], "write_stored", late)
+    with pytest.raises(InputError, match=r"cannot be written(.|\n)*directory"):
+        save(fxq.trace(Plain()), tmp_path / "m")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
