@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,14 @@ class GraphSnapshot:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return {"stage": str(self.stage), "nodes": [asdict(n) for n in self.nodes]}
+
+    def seen_now(self, gm: fx.GraphModule) -> GraphSnapshot:
+        """Return this snapshot of ``gm``, which was not edited since, with the shapes of the last recorded run."""
+        values = [describe_value(n) for n in gm.graph.nodes]
+        if [n.value for n in self.nodes] == values:
+            return self
+        nodes = tuple(replace(n, value=value) for n, value in zip(self.nodes, values, strict=True))
+        return replace(self, nodes=nodes)
 
     def __len__(self) -> int:
         return len(self.nodes)

@@ -110,7 +110,7 @@ class Pass(ABC):
         check_stage(self, gm)
         ensure_recorded(gm, context.inputs)
         notes: list[str] = []
-        before = take_snapshot(gm) if before is None else before
+        before = take_snapshot(gm) if before is None else before.seen_now(gm)
         if not self.applies(gm):
             return PassResult(gm, PassRecord(self.name, repr(self), self.numerics.value, before, before))
         rw = Rewriter(gm, self.name)

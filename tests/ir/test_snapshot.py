@@ -157,3 +157,13 @@ def test_digests_of_tensors_that_are_gone_are_forgotten() -> None:
     del gm
     gc.collect()
     assert not any(i in _digests for i in ids)
+
+
+def test_a_snapshot_seen_again_has_the_shapes_of_the_last_run() -> None:
+    gm = trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4))
+    run_recorded(gm, (torch.randn(2, 4),))
+    first = take_snapshot(gm)
+    assert first.seen_now(gm) is first
+    run_recorded(gm, (torch.randn(3, 4),))
+    assert first.seen_now(gm) == take_snapshot(gm)
+    assert {n.value for n in first.nodes} == {"f32[2, 4]"}
