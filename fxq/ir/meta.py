@@ -113,7 +113,7 @@ def _keeps_shape(module: nn.Module, x: Any) -> bool:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return False
     if isinstance(module, _BatchNorm):
-        module._check_input_dim(x)
+        module._check_input_dim(x)  # type: ignore[no-untyped-call]
         return x.shape[1] == module.num_features
     if isinstance(module, nn.LayerNorm):
         return x.shape[-len(module.normalized_shape) :] == module.normalized_shape
