@@ -73,11 +73,12 @@ def find_module(root: nn.Module, path: str) -> nn.Module:
     Raises:
         AttributeError: there is none.
     """
-    module: nn.Module | None = root
+    module = root
     for part in path.split("."):
-        module = module._modules.get(part)
-        if module is None:  # or whatever a parent has under this name beside its modules
+        child = module._modules.get(part)
+        if child is None:  # the root itself, or whatever a parent has under this name beside its modules
             return root.get_submodule(path)
+        module = child
     return module
 
 

@@ -54,7 +54,7 @@ class TracedModule(GraphModule):
         """The code that runs."""
         if "_code" not in self.__dict__:
             self.recompile()
-        return self._code
+        return str(self._code)
 
     def __str__(self) -> str:
         assert self.code  # torch prints what was generated last

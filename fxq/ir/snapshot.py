@@ -160,7 +160,7 @@ def _tensor_digest(tensor: torch.Tensor) -> int:
     data = tensor.detach().cpu().contiguous().reshape(-1)
     value = zlib.crc32(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
     if data.numel():
-        value = zlib.crc32(data.view(torch.uint8).numpy(), value)
+        value = zlib.crc32(data.view(torch.uint8).numpy().data, value)
     _digests[key] = (weakref.ref(tensor, lambda gone: _forget(key, gone)), version, value)
     return value
 

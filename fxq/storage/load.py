@@ -133,6 +133,7 @@ def _assemble(plan: Plan) -> TracedModule:
     gm.training = root.training
     try:
         gm.graph = plan.graph
+        gm.recompile()
     except Exception as error:  # torch.fx prints calls without looking at how many arguments they have
         refuse("torch.fx can generate no code for the graph", "the graph", error)
     return gm

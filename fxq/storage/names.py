@@ -55,4 +55,6 @@ def _taken() -> frozenset[str]:
     """Every name that a graph module has before anything is put into it."""
     graph = Graph()
     graph.output(None)
-    return frozenset(dir(TracedModule)) | frozenset(vars(TracedModule(nn.Module(), graph)))
+    gm = TracedModule(nn.Module(), graph)
+    gm.recompile()  # which leaves its code and what goes with it among the attributes
+    return frozenset(dir(TracedModule)) | frozenset(vars(gm))

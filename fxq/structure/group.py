@@ -81,7 +81,8 @@ class Group:
         Of each of them one unit at least must stay, or a layer has no channels.
         """
         flags = np.zeros((len(self.cover) + len(self.members) + 1, self.size + 1), dtype=np.bool_)
-        for row, units in zip(flags, (*self.cover, *(m.units for m in self.members), slice(None)), strict=True):
+        everything = np.arange(self.size, dtype=np.int64)
+        for row, units in zip(flags, (*self.cover, *(m.units for m in self.members), everything), strict=True):
             row[units] = True  # the last column is that of -1, no unit
         sets = {row.tobytes(): row for row in flags[:, :-1] if row.any()}
         return tuple(np.flatnonzero(row) for row in sets.values())

@@ -22,9 +22,10 @@ def make_groups(an: Analysis, solution: Solution) -> tuple[tuple[Group, ...], In
     members = _members(an, component)
     groups: list[Group] = []
     names: dict[str, int] = {}
+    seen: Mask = np.zeros(space.size, dtype=np.bool_)
     for key, dims in members.items():
         ids = np.flatnonzero(component == key)
-        roots = _in_order(solution.labels, dims, ids)
+        roots = _in_order(solution.labels, dims, ids, seen)
         order = np.argsort(roots)
         group_of[ids], unit_of[ids] = len(groups), order[np.searchsorted(roots, solution.labels[ids], sorter=order)]
         groups.append(_group(_name(dims, names), dims, roots, solution, unit_of))
@@ -38,9 +39,12 @@ def _components(space: Space, solution: Solution) -> Indices:
     block_of = np.repeat(np.arange(len(starts)), [b.size for b in space.blocks])
     graph: nx.Graph[int] = nx.Graph()
     graph.add_nodes_from(range(len(starts)))
-    for a, b in solution.ties:
-        pairs = np.unique(np.stack([block_of[a], block_of[b]]), axis=1)
-        graph.add_edges_from(map(tuple, pairs.T.tolist()))
+    ties = [tie for tie in solution.ties if len(tie[0])]
+    if ties:
+        first, second = (block_of[np.concatenate(ids)] for ids in zip(*ties, strict=True))
+        turns = np.flatnonzero((np.diff(first) != 0) | (np.diff(second) != 0)) + 1  # runs of one pair of blocks
+        starts_of_runs = np.concatenate([[0], turns])
+        graph.add_edges_from(set(zip(first[starts_of_runs].tolist(), second[starts_of_runs].tolist(), strict=True)))
     number = np.zeros(len(starts), dtype=np.int64)
     for i, blocks in enumerate(nx.connected_components(graph)):
         number[list(blocks)] = i
@@ -55,18 +59,29 @@ def _members(an: Analysis, component: Indices) -> dict[int, list[_Dim]]:
     found: dict[int, list[_Dim]] = {}
     for slot in an.slots.values():
         for d, ids in enumerate(slot.axes):
-            if ids is not None:
-                for key in np.unique(component[ids]).tolist():
-                    found.setdefault(key, []).append((slot, d, np.where(component[ids] == key, ids, -1)))
+            if ids is None:
+                continue
+            owners = component[ids]
+            if (owners == owners[0]).all():
+                found.setdefault(int(owners[0]), []).append((slot, d, ids))
+                continue
+            for key in np.unique(owners).tolist():
+                found.setdefault(key, []).append((slot, d, np.where(owners == key, ids, -1)))
     led = {key: dims for key, dims in found.items() if any(s.roles[d] != "in" for s, d, _ in dims)}
     return {key: sorted(dims, key=lambda m: m[0].roles[m[1]] != "out") for key, dims in led.items()}
 
 
-def _in_order(labels: Indices, dims: list[_Dim], ids: Indices) -> Indices:
-    """The classes of a component, in the order in which its parameters have them."""
-    seen = np.concatenate([*(labels[x[x >= 0]] for _, _, x in dims), labels[ids]])
-    _, first = np.unique(seen, return_index=True)
-    return seen[np.sort(first)]
+def _in_order(labels: Indices, dims: list[_Dim], ids: Indices, seen: Mask) -> Indices:
+    """The classes of a component, in the order in which its parameters have them; notes them in ``seen``."""
+    order = []
+    for mine in (*(x[x >= 0] for _, _, x in dims), ids):
+        found = labels[mine]
+        found = found[~seen[found]]
+        if len(found):
+            _, first = np.unique(found, return_index=True)
+            order.append(found[np.sort(first)])
+            seen[found] = True
+    return np.concatenate(order)
 
 
 def _name(dims: list[_Dim], names: dict[str, int]) -> str:
@@ -115,9 +130,12 @@ def _needed(
     ids: Indices, groups: list[Group], group_of: Indices, unit_of: Indices
 ) -> tuple[int, frozenset[int]] | None:
     """The group and units of which one must stay so that ``ids`` never loses all; None where it never does."""
-    owners = np.unique(group_of[ids])
-    if not len(owners) or owners[0] < 0:
+    mine = group_of[ids]
+    if not len(mine) or mine.min() < 0:
         return None
+    if (mine == mine[0]).all() and len(np.bincount(unit_of[ids]).nonzero()[0]) == groups[mine[0]].size:
+        return None  # as nearly always: it has every unit of one group
+    owners = np.unique(mine)
     units = [np.unique(unit_of[ids[group_of[ids] == g]]) for g in owners]
     for g, mine in zip(owners, units, strict=True):
         if len(mine) == groups[g].size or groups[g].fixed[mine].any():

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 from torch import Tensor, fx, nn
 
+from fxq.ir.identify import find_module
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import TensorSpec
 from fxq.structure.analysis import Slot
 from fxq.structure.group import Mask
 from fxq.structure.structure import Structure, kept_shape
 from fxq.surgery.layers import is_sized_by_input, shrink_layer
-from fxq.surgery.tensors import shrink_tensor
+from fxq.surgery.tensors import Positions, shrink_tensor
 
 
 def shrink_layers(rw: Rewriter, structure: Structure, kept: Mask) -> None:
@@ -35,17 +36,18 @@ class _Shrink:
 
     def __init__(self, rw: Rewriter, structure: Structure, kept: Mask) -> None:
         self._rw, self._structure, self._kept = rw, structure, kept
-        self._slots = {id(_tensor(rw.gm, s)): s for s in structure.slots if _loses(s, kept)}
+        self._positions = Positions(kept)
+        self._slots = {id(_tensor(rw.gm, s)): s for s in structure.slots if self._loses(s)}
         self._tensors: dict[int, Tensor] = {}
         self._layers: dict[int, nn.Module] = {}
 
     def layer(self, path: str, caller: fx.Node | None) -> None:
         """Exchange the layer at ``path``; ``caller`` is a node that calls it, if any does."""
-        layer = self._rw.gm.get_submodule(path)
+        layer = find_module(self._rw.gm, path)
         if id(layer) not in self._layers:
             tensors = {name: self._shrunk(t) for name, t in _own_tensors(layer) if id(t) in self._slots}
-            before, after = self._shapes(caller)
-            if not tensors and not (is_sized_by_input(layer) and before != after):
+            before, after = self._shapes(caller) if is_sized_by_input(layer) else ((), ())
+            if not tensors and before == after:
                 return
             new = shrink_layer(layer, tensors, after)
             self._layers[id(layer)] = self._layers[id(new)] = new
@@ -64,9 +66,12 @@ class _Shrink:
         else:
             self.layer(owner_path, None)
 
+    def _loses(self, slot: Slot) -> bool:
+        return any(self._positions(ids) is not None for ids in slot.axes)
+
     def _shrunk(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self._tensors:
-            self._tensors[id(tensor)] = shrink_tensor(tensor, self._slots[id(tensor)], self._kept)
+            self._tensors[id(tensor)] = shrink_tensor(tensor, self._slots[id(tensor)], self._positions)
         return self._tensors[id(tensor)]
 
     def _shapes(self, caller: fx.Node | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -83,11 +88,7 @@ def _own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def _loses(slot: Slot, kept: Mask) -> bool:
-    return any(ids is not None and not bool(kept[ids].all()) for ids in slot.axes)
-
-
 def _tensor(gm: nn.Module, slot: Slot) -> Tensor:
-    found = getattr(gm.get_submodule(slot.path), slot.name)
+    found = getattr(find_module(gm, slot.path), slot.name)
     assert isinstance(found, Tensor)
     return found

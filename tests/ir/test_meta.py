@@ -78,7 +78,7 @@ DOUBTFUL: dict[str, tuple[Callable[[Any, Tensor], Any], Tensor, dict[str, nn.Mod
     "weights of another dtype": (lambda m, x: m.fc(x), torch.ones(1, 2, dtype=torch.float64), {"fc": nn.Linear(2, 2)}),
     "a dtype on the way": (lambda m, x: m.fc(x.half()).float(), torch.ones(1, 2), {"fc": nn.Linear(2, 2).half()}),
     "integers on the way": (lambda m, x: x.argmax(1), torch.ones(1, 2), {"fc": nn.Linear(2, 2)}),
-    "a dtype that not all kernels have": (lambda m, x: m.fc(x), torch.ones(1, 2).half(), {"fc": nn.Linear(2, 2).half()}),
+    "a dtype that few kernels have": (lambda m, x: m.fc(x), torch.ones(1, 2).half(), {"fc": nn.Linear(2, 2).half()}),
     "another number of channels": (lambda m, x: m.n(x), IMAGE, {"n": nn.BatchNorm2d(5)}),
     "a norm of another size": (lambda m, x: m.n(x), IMAGE, {"n": nn.LayerNorm(5)}),
     "a layer of one's own": (lambda m, x: m.own(x), IMAGE, {"own": Own()}),

@@ -30,9 +30,10 @@ def test_names_that_are_none(name: str) -> None:
 
 def test_names_that_are_taken() -> None:
     module = nn.Module()
-    for name in ("forward", "training", "_modules", "graph", "meta", "code", "state_dict", "_graph", "__call__"):
+    graphs = ("graph", "meta", "code", "_graph", "_code")
+    for name in (*graphs, "forward", "training", "_modules", "state_dict", "__call__"):
         assert not is_attribute(name)
-        assert name in ("graph", "meta", "code", "_graph") or hasattr(module, name)
+        assert name in graphs or hasattr(module, name)
 
 
 def test_digits_and_hyphens_are_attributes_but_no_variables() -> None:
