@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -13,7 +14,7 @@ class EndedError(BaseException):
     pass
 
 
-def _after(count: int) -> object:
+def _after(count: int) -> Callable[[], None]:
     left = [count]
 
     def check() -> None:
@@ -27,14 +28,13 @@ def _after(count: int) -> object:
 @pytest.mark.parametrize("progress", [False, True])
 def test_tracked_items_are_steps(progress: bool) -> None:
     seen: list[int] = []
-    with pytest.raises(EndedError), checked_by(_after(3)):  # type: ignore[arg-type]
-        for item in track(range(10), "counting", total=10, progress=progress):
-            seen.append(item)
+    with pytest.raises(EndedError), checked_by(_after(3)):
+        seen.extend(track(range(10), "counting", total=10, progress=progress))
     assert seen == [0, 1, 2]
 
 
 def test_nobody_checks_outside_of_the_context_or_on_another_thread() -> None:
-    with pytest.raises(EndedError), checked_by(_after(0)):  # type: ignore[arg-type]
+    with pytest.raises(EndedError), checked_by(_after(0)):
         step()
     step()
     calls: list[None] = []
