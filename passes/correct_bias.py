@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxq.errors import CalibrationError
 from fxq.ir.identify import OpCall
-from fxq.ir.rewriter import Rewriter, clone_parameter
+from fxq.ir.rewriter import Rewriter, clone_parameter, copy_graph_module
 from fxq.ir.shapes import run_recorded
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
@@ -86,19 +86,20 @@ class CorrectBias(Pass):
         """The mean outputs of the layers in ``errors``, of each half of a batch, and how many samples these are of."""
         if not errors:
             return {}
-        wanted: dict[fx.Node, list[fx.Node]] = {}
+        wanted: dict[str, list[fx.Node]] = {}
         for node in errors:
-            wanted.setdefault(node.all_input_nodes[0], []).append(node)
+            wanted.setdefault(node.all_input_nodes[0].name, []).append(node)
         found: dict[fx.Node, list[tuple[Tensor, int]]] = {node: [] for node in errors}
 
         def watch(value_node: fx.Node, value: Any) -> None:
-            for node in wanted.get(value_node, ()):
+            for node in wanted.get(value_node.name, ()):
                 found[node] += _mean_outputs(errors[node], value)
 
         assert context.calibration is not None
+        running = copy_graph_module(rw.gm)  # shapes are recorded on its nodes, those of whole batches
         for batch in track(context.calibration.again(), "correcting biases", progress=context.progress):
             own = clone_inputs(batch)
-            run_recorded(rw.gm, own.args, dict(own.kwargs), watch)
+            run_recorded(running, own.args, dict(own.kwargs), watch)
         seen = {node: parts for node, parts in found.items() if parts}
         if not seen:
             context.note("not corrected: the inputs of a calibration callable are not seen")

@@ -45,9 +45,7 @@ class ErrorSums:
         x, y = reference.double().flatten(), actual.to(reference.device).double().flatten()
         difference = x - y
         signal, other, noise = (float(v @ v) for v in (x, y, difference))
-        if not math.isfinite(
-            signal + other + noise
-        ):  # else nothing has to be looked at one by one
+        if not math.isfinite(signal + other + noise):  # else nothing has to be looked at one by one
             same = (x == y) | (x.isnan() & y.isnan())
             difference = torch.where(same, 0.0, difference)
             x, y = (torch.where(same & ~x.isfinite(), 0.0, v) for v in (x, y))

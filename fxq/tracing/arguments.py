@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node, Proxy
+from torch.nn.utils.rnn import PackedSequence
 
 from fxq.tracing.inputs import ModelInputs
 from fxq.tracing.record import SpecialisedArgument
@@ -117,7 +118,10 @@ def _absent(result: Arguments, name: str, parameter: inspect.Parameter) -> Any:
 
 
 def _structure(result: Arguments, name: str, example: Any, proxy: Proxy) -> Any:
-    """Return ``example`` with a traced value in place of each tensor, taken out of ``proxy`` the way Python would."""
+    """Return ``example`` with a traced value in place of each tensor, taken out of ``proxy`` the way Python would.
+
+    A packed sequence stays one value: recurrent layers take it as that, and its constructor looks at its tensors.
+    """
     if isinstance(example, Tensor):
         return proxy
     if isinstance(example, dict):
@@ -126,7 +130,7 @@ def _structure(result: Arguments, name: str, example: Any, proxy: Proxy) -> Any:
         for key, value in parts.items():
             dict.__setitem__(twin, key, value)
         return twin
-    if isinstance(example, (tuple, list)) and not isinstance(example, torch.Size):
+    if isinstance(example, (tuple, list)) and not isinstance(example, torch.Size | PackedSequence):
         items = [_item(result, f"{name}[{index}]", value, proxy, index) for index, value in enumerate(example)]
         return type(example)(*items) if hasattr(example, "_fields") else type(example)(items)
     if dataclasses.is_dataclass(example) and not isinstance(example, type):

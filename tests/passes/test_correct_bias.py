@@ -126,6 +126,14 @@ def test_what_was_measured_is_in_the_record() -> None:
         assert float(after) < float(before)
 
 
+def test_sizes_of_batches_are_not_noted_on_a_graph_that_stays() -> None:
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Linear(16, 4), nn.ReLU()).eval(), [torch.zeros(8, 16)] * 2
+    gm = fxq.compile(model, calibration=batches, target="reference")
+    assert not next(p for p in fxq.report(gm).passes if p.name == "correct_bias").matched
+    assert torch.isfinite(gm(batches[0])).all()
+
+
 def test_a_single_sample_is_corrected_for() -> None:
     gm, context = _observed(_net(), [torch.rand(1, 3, 8, 8) + 0.5])
     assert len(CorrectBias()(gm, context=context).matched) == 3

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fxq
 from fxq.errors import InputError
@@ -226,3 +227,21 @@ def test_attention_that_stays_opaque_is_named() -> None:
     reason = "no kernel for a MultiheadAttention whose activations are quantised at run time"
     assert [r.reason for r in fxq.report(gm)["quantise_dynamically"].refused] == [reason]
     assert torch.equal(gm(x), model(x))
+
+
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU])
+def test_a_model_that_takes_a_packed_sequence(cls: type[nn.Module]) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = cls(24, 32, num_layers=2, bidirectional=True)
+
+        def forward(self, x: PackedSequence) -> Tensor:
+            out, _ = self.rnn(x)
+            return out.data
+
+    torch.manual_seed(0)
+    model, x = Reads().eval(), pack_padded_sequence(torch.randn(7, 3, 24), [7, 5, 2])
+    gm = fxq.compile(model, (x,), recipe="dynamic")
+    assert isinstance(gm.get_submodule("rnn"), DynamicRecurrent)
+    assert distance(model(x), gm(x)).sqnr_db > 30

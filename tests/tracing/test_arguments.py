@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fxq
 from fxq.tracing import ModelInputs, trace
@@ -203,3 +204,27 @@ def test_a_dataclass_argument(same: Same) -> None:
 
     model = Takes()
     same(model, trace(model, (Result(X, (X, X)),)), Result(X + 1, (X, X * 2)))
+
+
+class Packed(nn.Module):
+    """Reads a packed sequence in all the ways that there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.rnn = nn.Linear(6, 6), nn.LSTM(6, 8, batch_first=True)
+
+    def forward(self, x: PackedSequence) -> Tensor:
+        assert isinstance(x, PackedSequence)
+        data, sizes, order, back = x
+        out, (state, _) = self.rnn(PackedSequence(self.before(data), sizes, order, back))
+        padded, _ = pad_packed_sequence(out, batch_first=True)
+        return padded.sum(1) + state[0] + x._replace(data=x.data * 2).data.mean()
+
+
+def test_a_packed_sequence_is_one_argument_with_lengths_of_its_own() -> None:
+    torch.manual_seed(0)
+    model, x = Packed().eval(), torch.randn(3, 7, 6)
+    sequences = [pack_padded_sequence(x, lengths, True, enforce_sorted=False) for lengths in ([3, 7, 2], [5, 1, 4])]
+    gm = trace(model, (sequences[0],))
+    for sequence in sequences:
+        torch.testing.assert_close(gm(sequence), model(sequence), rtol=0, atol=0)
