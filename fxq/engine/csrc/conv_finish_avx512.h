@@ -74,11 +74,12 @@ inline void finish_codes(const Job& job, const Pixels& pixels, int64_t first, in
     const fxq_operation& record = *job.record;
     const Codes codes = codes_of(record);
     const F inverse = set(record.floats[2]);
+    const Activation<function> activation(record.floats + 3);
     const bool residual = record.ints[13] == 1;
     const auto whole = [&](const int32_t* sum, int v, const uint8_t* r) {
         F real = fma(to_float(load_int(sum + 16 * v)), fast.scale[v], fast.bias[v]);
         if (residual) real = fast.with_residual(real, v, r);
-        real = apply<function>(record.floats + 3, real);
+        real = activation(real);
         if (function != FXQ_IDENTITY) real = mul(real, inverse);
         return to_int(maximum(minimum(real, codes.high), codes.low));
     };

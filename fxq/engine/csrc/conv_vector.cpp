@@ -6,6 +6,7 @@
 #else
 #include "conv_block_avx2.h"
 #endif
+#include "conv_narrow.h"
 #include "conv_walk.h"
 
 namespace fxq {
@@ -16,7 +17,16 @@ constexpr int64_t L1_INPUT = 24 << 10;   // bytes of input that stay in the firs
 constexpr int64_t L2_PANELS = 384 << 10;  // panels that stay in the second cache
 constexpr int64_t LEAST = 2 << 20;        // products of a task
 
+const char* prepare_narrow(Operation& op) {
+    NarrowState* state = new (std::nothrow) NarrowState;
+    op.state = state;
+    if (!state || !prepare_parts(op, state) || !pack_narrow(op, state)) return "out of memory";
+    state->packed_bytes = state->weights.bytes();
+    return nullptr;
+}
+
 const char* prepare(Operation& op) {
+    if (is_narrow(op)) return prepare_narrow(op);
     ConvState* state = new (std::nothrow) ConvState;
     op.state = state;
     return state ? pack_convolution(op, 4, state) : "out of memory";
@@ -31,6 +41,11 @@ bool by_channels(const ConvState& state, int64_t pixels) {
 }
 
 int64_t tasks(const Operation& op, int64_t images, int threads) {
+    if (is_narrow(op)) {
+        const NarrowState& state = *static_cast<const NarrowState*>(op.state);
+        const int64_t line = int64_t(op.output->width) * op.output->channels * state.taps * state.width;
+        return split(images * op.output->height, line, LEAST / 4, threads);
+    }
     const ConvState& state = *static_cast<const ConvState*>(op.state);
     const int64_t pixels = images * op.output->height * op.output->width;
     const int64_t lines = by_channels(state, pixels) ? state.block_count : groups_of_pixels(pixels);
@@ -71,6 +86,7 @@ void work(const Operation& op, const Context& context, int64_t begin, int64_t en
 }
 
 void run(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
+    if (is_narrow(op)) return each_parts_row(op, context, tasks, begin, end, narrow_row);
     const ConvState& state = *static_cast<const ConvState*>(op.state);
     const int64_t pixels = context.images * op.output->height * op.output->width;
     int64_t low, high, unused;
