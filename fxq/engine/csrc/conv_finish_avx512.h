@@ -67,8 +67,8 @@ struct FastFinish {
     }
 };
 
-// Sums in memory, [pixel][32]: any function, values of any size, a u8 residual or none.
-template <int function>
+// Sums in memory, [pixel][32]: any function, a u8 residual or none. `clamps`: values may leave the range of s32.
+template <int function, bool clamps>
 inline void finish_codes(const Job& job, const Pixels& pixels, int64_t first, int64_t count, const int32_t* sums) {
     const FastFinish fast(job);
     const fxq_operation& record = *job.record;
@@ -81,7 +81,8 @@ inline void finish_codes(const Job& job, const Pixels& pixels, int64_t first, in
         if (residual) real = fast.with_residual(real, v, r);
         real = activation(real);
         if (function != FXQ_IDENTITY) real = mul(real, inverse);
-        return to_int(maximum(minimum(real, codes.high), codes.low));
+        if (clamps) real = maximum(minimum(real, codes.high), codes.low);
+        return to_int(real);
     };
     for (int64_t p = 0; p < count; p += 2, sums += 2 * BLOCK) {
         const int64_t q = p + 1 < count ? p + 1 : p;
@@ -102,7 +103,8 @@ inline void finish_codes(const Job& job, const Pixels& pixels, int64_t first, in
 inline void finish_memory(const Job& job, const Pixels& pixels, int64_t first, int64_t count, const int32_t* sums) {
     if (job.type != FXQ_U8 || job.record->ints[13] == 2) return finish_any(job, pixels, first, count, sums);
     with_function(job.record->ints[9], [&](auto tag) {
-        finish_codes<decltype(tag)::value>(job, pixels, first, count, sums);
+        if (job.bounded) return finish_codes<decltype(tag)::value, false>(job, pixels, first, count, sums);
+        finish_codes<decltype(tag)::value, true>(job, pixels, first, count, sums);
     });
 }
 

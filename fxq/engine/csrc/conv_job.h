@@ -23,7 +23,7 @@ struct Job {
     const fxq_operation* record;
     int32_t type;  // of the output
     Finish finish;
-    bool small;
+    bool small, bounded;  // see ConvState
     const Segment* segments;
     int64_t segment_count;
     Block block;

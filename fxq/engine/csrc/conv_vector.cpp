@@ -17,22 +17,12 @@ constexpr int64_t L1_INPUT = 24 << 10;   // bytes of input that stay in the firs
 constexpr int64_t L2_PANELS = 384 << 10;  // panels that stay in the second cache
 constexpr int64_t LEAST = 2 << 20;        // products of a task
 
-const char* prepare_narrow(Operation& op) {
-    NarrowState* state = new (std::nothrow) NarrowState;
-    op.state = state;
-    if (!state || !prepare_parts(op, state) || !pack_narrow(op, state)) return "out of memory";
-    state->packed_bytes = state->weights.bytes();
-    return nullptr;
-}
-
 const char* prepare(Operation& op) {
-    if (is_narrow(op)) return prepare_narrow(op);
+    if (is_narrow(op)) return narrow_kernel.prepare(op);
     ConvState* state = new (std::nothrow) ConvState;
     op.state = state;
     return state ? pack_convolution(op, 4, state) : "out of memory";
 }
-
-int64_t groups_of_pixels(int64_t pixels) { return (pixels + PIXELS - 1) / PIXELS; }
 
 // Whether tasks are ranges of output channels: large weights are then read by one thread each; else ranges of pixels.
 bool by_channels(const ConvState& state, int64_t pixels) {
@@ -41,11 +31,7 @@ bool by_channels(const ConvState& state, int64_t pixels) {
 }
 
 int64_t tasks(const Operation& op, int64_t images, int threads) {
-    if (is_narrow(op)) {
-        const NarrowState& state = *static_cast<const NarrowState*>(op.state);
-        const int64_t line = int64_t(op.output->width) * op.output->channels * state.taps * state.width;
-        return split(images * op.output->height, line, LEAST / 4, threads);
-    }
+    if (is_narrow(op)) return narrow_kernel.tasks(op, images, threads);
     const ConvState& state = *static_cast<const ConvState*>(op.state);
     const int64_t pixels = images * op.output->height * op.output->width;
     const int64_t lines = by_channels(state, pixels) ? state.block_count : groups_of_pixels(pixels);
@@ -54,10 +40,11 @@ int64_t tasks(const Operation& op, int64_t images, int threads) {
 
 // Pixels that are worked through with one panel before the next panel is taken.
 int64_t sweep(const Operation& op, const ConvState& state) {
-    constexpr int64_t most = Pixels::CAPACITY / PIXELS * PIXELS;
+    constexpr int64_t most = Pixels::CAPACITY / STRIP * STRIP;
     if (state.panels.bytes() > L2_PANELS) return most;
     const int64_t each = PIXELS * op.input[0]->channels * op.record.ints[3];
     int64_t count = L1_INPUT / each * PIXELS;
+    if (count > STRIP) count = count / STRIP * STRIP;
     if (count < PIXELS) count = PIXELS;
     return count < most ? count : most;
 }
@@ -72,21 +59,13 @@ void work(const Operation& op, const Context& context, int64_t begin, int64_t en
     while (begin < end) {
         const int64_t count = end - begin < step ? end - begin : step;
         walker.note(count, halo, &pixels);
-        const int64_t pieces = groups_of_pixels(count);
-        for (int64_t b = first; b < last; ++b) {
-            const Job job = job_of(op, state, b);
-            for (int64_t i = 0; i < pieces; ++i) {
-                int64_t from, to;
-                piece(count, pieces, i, &from, &to);
-                run_block(job, pixels, from, to - from);
-            }
-        }
+        for (int64_t b = first; b < last; ++b) run_pixels(job_of(op, state, b), pixels, count);
         begin += count;
     }
 }
 
 void run(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
-    if (is_narrow(op)) return each_parts_row(op, context, tasks, begin, end, narrow_row);
+    if (is_narrow(op)) return narrow_kernel.run(op, context, tasks, begin, end);
     const ConvState& state = *static_cast<const ConvState*>(op.state);
     const int64_t pixels = context.images * op.output->height * op.output->width;
     int64_t low, high, unused;

@@ -100,42 +100,39 @@ void sums_by_outputs(const Row& row, int64_t begin, int64_t width) {
     }
 }
 
-// Calls body(Columns of the row's window type) for windows from x on.
-template <int segments, class Body>
-void with_columns(const Row& row, const uint8_t* x, const Places<segments>& places, const Body& body) {
+// Sums of `width` outputs of each segment from x on, one after the other to emit.
+template <int segments, class Emit>
+void by_columns(const Row& row, const uint8_t* x, int64_t width, const Places<segments>& places, const Emit& emit) {
     const Taps taps{x, row.op.record.ints[4] * row.op.input[0]->row_pitch, row.op.input[0]->pixel_pitch,
                     weights_of(row), row.start()};
     const bool second = row.op.record.ints[3] == 2;
     const int columns = state_of(row.op).columns;
-    if (columns == 1) return body(Columns<1, 1, segments>(taps, places));
-    if (columns == 3 && !second) return body(Columns<3, 1, segments>(taps, places));
-    if (columns == 3) return body(Columns<3, 2, segments>(taps, places));
-    if (!second) return body(Columns<5, 1, segments>(taps, places));
-    return body(Columns<5, 2, segments>(taps, places));
+    if (columns == 1) return Columns<1, 1, segments>(taps, places).run(width, emit);
+    if (columns == 3 && !second) return Columns<3, 1, segments>(taps, places).run(width, emit);
+    if (columns == 3) return Columns<3, 2, segments>(taps, places).run(width, emit);
+    if (!second) return Columns<5, 1, segments>(taps, places).run(width, emit);
+    return Columns<5, 2, segments>(taps, places).run(width, emit);
 }
 
-// `width` outputs of each segment: sums to memory.
+// Sums to memory.
 template <int segments>
 void sums_by_columns(const Row& row, const uint8_t* x, int64_t width, const Places<segments>& in) {
     int32_t* sums = row.sums;
-    with_columns(row, x, in, [&](auto columns) {
-        columns.run(width, [&](const Parts& sum) {
-            store_parts(sums, sum);
-            sums += CHUNK;
-        });
+    by_columns(row, x, width, in, [&](const Parts& sum) __attribute__((always_inline)) {
+        store_parts(sums, sum);
+        sums += CHUNK;
     });
 }
 
-// The same, straight to codes: where the epilogue is short.
+// Straight to codes: where the epilogue is short.
 template <int segments>
 void codes_by_columns(const Row& row, const uint8_t* x, uint8_t* y, int64_t width, const Cut<segments>& cut) {
-    const PartsFinish<FXQ_IDENTITY> finish(row.op.record, row.factors(), row.state().bounded);
-    const int64_t step = row.y_step(), channels = row.channels;
-    with_columns(row, x, cut.in, [&](auto columns) {
-        columns.run(width, [&](const Parts& sums) {
-            store_places(y, cut.out, channels, finish(sums));
-            y += step;
-        });
+    const PartsFinish<FXQ_IDENTITY, false> finish(row.op.record, row.factors());
+    const Writer<segments> write(cut.out, row.channels);
+    const int64_t step = row.y_step();
+    by_columns(row, x, width, cut.in, [&](const Parts& sums) __attribute__((always_inline)) {
+        write(y, finish(sums));
+        y += step;
     });
 }
 
@@ -143,9 +140,9 @@ void row_by_columns(const Row& row) {
     const int32_t function = row.op.record.ints[9];
     with_cut(row, least_width(row), [&](const auto& cut) {
         cut.each_strip(row, [&](const uint8_t* x, uint8_t* y, int64_t width) {
-            if (function == FXQ_IDENTITY) return codes_by_columns(row, x, y, width, cut);
+            if (function == FXQ_IDENTITY && row.state().bounded) return codes_by_columns(row, x, y, width, cut);
             sums_by_columns(row, x, width, cut.in);
-            with_function(function, [&](auto tag) { finish_strip<decltype(tag)::value>(row, y, width, cut.out); });
+            finish_strip(row, y, width, cut.out);
         });
     });
 }
@@ -155,13 +152,10 @@ void row_by_outputs(const Row& row) {
     for (int64_t begin = 0; begin < width; begin += STRIP) {
         const int64_t count = width - begin < STRIP ? width - begin : STRIP;
         sums_by_outputs(row, begin, count);
-        if (!row.plain()) {
+        if (row.plain())
+            finish_strip(row, row.y + row.first + begin * row.y_step(), count, Places<1>{{0}});
+        else
             finish_any_strip(row, begin, count);
-            continue;
-        }
-        with_function(row.op.record.ints[9], [&](auto tag) {
-            finish_strip<decltype(tag)::value>(row, row.y + row.first + begin * row.y_step(), count, Places<1>{{0}});
-        });
     }
 }
 

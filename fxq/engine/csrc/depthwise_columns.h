@@ -8,9 +8,6 @@
 namespace fxq {
 namespace FXQ_NS {
 
-// Sums that are not inlined are passed through memory.
-#define FXQ_INLINE __attribute__((always_inline)) inline
-
 // A row: where its first window begins, and the bytes to the next row and the next column of taps.
 struct Taps {
     const uint8_t* x;
@@ -25,7 +22,7 @@ class Columns {
     // Outputs that are begun and not complete when a column comes. A row needs at least so many.
     static constexpr int WAITING = (K - 1) / S;
 
-    Columns(const Taps& taps, const Places<segments>& places)
+    FXQ_INLINE Columns(const Taps& taps, const Places<segments>& places)
         : taps_(taps), places_(places), weights_(taps.weights), start_(load_parts(taps.start)) {}
 
     // Calls emit(sums) for each of `width` outputs in turn.
@@ -47,8 +44,11 @@ class Columns {
     // The weights of up to 3 columns stay in registers; those of 5 do not fit.
     struct Near {
         Parts column[K];
-        explicit Near(const int8_t* weights) {
-            for (int i = 0; i < K; ++i) column[i] = load_weight_parts(weights + i * EACH);
+        FXQ_INLINE explicit Near(const int8_t* weights) { get<0>(weights); }
+        template <int i>
+        FXQ_INLINE void get(const int8_t* weights) {
+            column[i] = load_weight_parts(weights + i * EACH);
+            if constexpr (i + 1 < K) get<i + 1>(weights);
         }
         template <int tap>
         FXQ_INLINE void add(Parts* sums, const Column& taps) const {
@@ -57,11 +57,11 @@ class Columns {
     };
     struct Far {
         const int8_t* weights;
-        explicit Far(const int8_t* weights) : weights(weights) {}
+        FXQ_INLINE explicit Far(const int8_t* weights) : weights(weights) {}
         template <int tap>
         FXQ_INLINE void add(Parts* sums, const Column& taps) const {
-            dot_parts(sums, taps.quad[0], load_weight_parts(weights + tap * QUADS * EACH));
-            dot_parts(sums, taps.quad[1], load_weight_parts(weights + (tap * QUADS + 1) * EACH));
+            dot_parts(sums, taps.quad[0], weights + tap * QUADS * EACH);
+            dot_parts(sums, taps.quad[1], weights + (tap * QUADS + 1) * EACH);
         }
     };
     template <int quads, class Unused = void>
@@ -135,8 +135,6 @@ class Columns {
     const Parts start_;
     Parts waits_[WAITING + 1];  // of the output that began i steps ago
 };
-
-#undef FXQ_INLINE
 
 }  // namespace FXQ_NS
 }  // namespace fxq

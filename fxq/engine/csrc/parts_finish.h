@@ -14,11 +14,11 @@ struct Factors {
     const float *scale, *bias;
 };
 
-template <int function>
+// `clamps`: values may leave the range of s32.
+template <int function, bool clamps>
 class PartsFinish {
    public:
-    // `bounded`: no value can leave the range of s32.
-    PartsFinish(const fxq_operation& record, const Factors& factors, bool bounded)
+    PartsFinish(const fxq_operation& record, const Factors& factors)
         : scale_(parts(factors.scale)),
           bias_(parts(factors.bias)),
           inverse_(set(record.floats[2])),
@@ -26,8 +26,7 @@ class PartsFinish {
           zero_(words(record.ints[10])),
           lowest_(set_bytes(record.ints[11])),
           highest_(set_bytes(record.ints[12])),
-          activation_(record.floats + 3),
-          clamps_(function != FXQ_IDENTITY || !bounded) {}
+          activation_(record.floats + 3) {}
 
     // Codes in the order of channels.
     I operator()(const Parts& sums) const {
@@ -48,7 +47,7 @@ class PartsFinish {
     I one(I sum, F scale, F bias) const {
         F v = fma(to_float(sum), scale, bias);
         if (function != FXQ_IDENTITY) v = mul(activation_(v), inverse_);
-        if (clamps_) v = maximum(minimum(v, codes_.high), codes_.low);
+        if (clamps) v = maximum(minimum(v, codes_.high), codes_.low);
         return to_int(v);
     }
 
@@ -57,7 +56,6 @@ class PartsFinish {
     const Codes codes_;
     const I zero_, lowest_, highest_;
     const Activation<function> activation_;
-    const bool clamps_;
 };
 
 }  // namespace FXQ_NS

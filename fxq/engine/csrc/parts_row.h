@@ -136,13 +136,21 @@ void with_cut(const Row& row, int64_t least, const Body& body) {
     return body(Cut<1>(row));
 }
 
+template <int function, bool clamps, int segments>
+void finish_parts(const Row& row, uint8_t* y, int64_t width, const Places<segments>& out) {
+    const PartsFinish<function, clamps> finish(row.op.record, row.factors());
+    const Writer<segments> write(out, row.channels);
+    const int64_t step = row.y_step();
+    for (int64_t i = 0; i < width; ++i, y += step) write(y, finish(load_parts(row.sums + i * CHUNK)));
+}
+
 // The epilogue of `width` outputs of each segment whose sums stand in row.sums: u8 results without a residual.
-template <int function, int segments>
+template <int segments>
 void finish_strip(const Row& row, uint8_t* y, int64_t width, const Places<segments>& out) {
-    const PartsFinish<function> finish(row.op.record, row.factors(), row.state().bounded);
-    const int64_t step = row.y_step(), channels = row.channels;
-    for (int64_t i = 0; i < width; ++i, y += step)
-        store_places(y, out, channels, finish(load_parts(row.sums + i * CHUNK)));
+    with_function(row.op.record.ints[9], [&](auto tag) {
+        if (row.state().bounded) return finish_parts<decltype(tag)::value, false>(row, y, width, out);
+        finish_parts<decltype(tag)::value, true>(row, y, width, out);
+    });
 }
 
 // The epilogue of any layer for outputs begin .. begin + width - 1, whose sums stand in row.sums.

@@ -10,6 +10,9 @@
 namespace fxq {
 namespace FXQ_NS {
 
+// Sums that a function takes apart are passed through memory where g++ does not inline it.
+#define FXQ_INLINE __attribute__((always_inline)) inline
+
 constexpr int64_t CHUNK = 4 * LANES;
 
 // The channel, counted from the chunk's first, in `lane` of part `part`.
@@ -42,21 +45,27 @@ inline I load_places(const uint8_t* p, const Places<4>& places) {
     const __m512i low = _mm512_inserti32x4(_mm512_castsi128_si512(at(0)), at(1), 1);
     return _mm512_inserti32x4(_mm512_inserti32x4(low, at(2), 2), at(3), 3);
 }
-inline void store_places(uint8_t* p, const Places<1>&, int64_t width, I codes) {
-    _mm512_mask_storeu_epi8(p, first_bytes(width), codes);
-}
-inline void store_places(uint8_t* p, const Places<2>& places, int64_t width, I codes) {
-    const __mmask32 mask = static_cast<__mmask32>(first_bytes(width < 32 ? width : 32));
-    _mm256_mask_storeu_epi8(p, mask, _mm512_castsi512_si256(codes));
-    _mm256_mask_storeu_epi8(p + places.at[1], mask, _mm512_extracti64x4_epi64(codes, 1));
-}
-inline void store_places(uint8_t* p, const Places<4>& places, int64_t width, I codes) {
-    const __mmask16 mask = first(width);
-    _mm_mask_storeu_epi8(p, mask, _mm512_castsi512_si128(codes));
-    _mm_mask_storeu_epi8(p + places.at[1], mask, _mm512_extracti32x4_epi32(codes, 1));
-    _mm_mask_storeu_epi8(p + places.at[2], mask, _mm512_extracti32x4_epi32(codes, 2));
-    _mm_mask_storeu_epi8(p + places.at[3], mask, _mm512_extracti32x4_epi32(codes, 3));
-}
+// Writes the codes of `width` channels of each segment.
+template <int segments>
+struct Writer {
+    const Places<segments> places;
+    const __mmask64 mask;
+    Writer(const Places<segments>& to, int64_t width) : places(to), mask(first_bytes(width)) {}
+    void operator()(uint8_t* p, I codes) const {
+        if constexpr (segments == 1) {
+            _mm512_mask_storeu_epi8(p, mask, codes);
+        } else if constexpr (segments == 2) {
+            _mm256_mask_storeu_epi8(p, static_cast<__mmask32>(mask), _mm512_castsi512_si256(codes));
+            _mm256_mask_storeu_epi8(p + places.at[1], static_cast<__mmask32>(mask), _mm512_extracti64x4_epi64(codes, 1));
+        } else {
+            const __mmask16 own = static_cast<__mmask16>(mask);
+            _mm_mask_storeu_epi8(p, own, _mm512_castsi512_si128(codes));
+            _mm_mask_storeu_epi8(p + places.at[1], own, _mm512_extracti32x4_epi32(codes, 1));
+            _mm_mask_storeu_epi8(p + places.at[2], own, _mm512_extracti32x4_epi32(codes, 2));
+            _mm_mask_storeu_epi8(p + places.at[3], own, _mm512_extracti32x4_epi32(codes, 3));
+        }
+    }
+};
 inline I no_bytes() { return _mm512_setzero_si512(); }
 inline I load_weights(const int8_t* p) { return _mm512_load_si512(p); }
 inline Parts turn(I a, I b, I c, I d) {
@@ -76,6 +85,9 @@ inline Parts turn(I a) {
 }
 // Assembly for the reason that conv_block_avx512.h gives.
 inline void add_dot(I* sum, I inputs, I weights) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "v"(weights)); }
+inline void add_dot(I* sum, I inputs, const int8_t* weights) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "m"(*reinterpret_cast<const __m512i*>(weights)));
+}
 inline I words(int v) { return _mm512_set1_epi16(static_cast<int16_t>(v)); }
 inline I low_words(I a, I b) { return _mm512_unpacklo_epi32(a, b); }
 inline I high_words(I a, I b) { return _mm512_unpackhi_epi32(a, b); }
@@ -105,15 +117,20 @@ inline I load_places(const uint8_t* p, const Places<2>& places) {
     const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + places.at[1]));
     return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
 }
-inline void store_places(uint8_t* p, const Places<1>&, int64_t width, I codes) {
-    width >= 32 ? store_bytes(p, codes) : store_bytes(p, codes, width);
-}
-inline void store_places(uint8_t* p, const Places<2>& places, int64_t width, I codes) {
-    alignas(32) uint8_t all[32];
-    store_bytes(all, codes);
-    memcpy(p, all, static_cast<size_t>(width < 16 ? width : 16));
-    memcpy(p + places.at[1], all + 16, static_cast<size_t>(width < 16 ? width : 16));
-}
+template <int segments>
+struct Writer {
+    const Places<segments> places;
+    const int64_t width;
+    Writer(const Places<segments>& to, int64_t width) : places(to), width(width) {}
+    void operator()(uint8_t* p, I codes) const {
+        if (segments == 1 && width >= CHUNK) return store_bytes(p, codes);
+        alignas(32) uint8_t all[32];
+        store_bytes(all, codes);
+        for (int i = 0; i < segments; ++i)
+            memcpy(p + (i ? places.at[i] : 0), all + i * CHUNK / segments,
+                   static_cast<size_t>(width < CHUNK / segments ? width : CHUNK / segments));
+    }
+};
 inline I no_bytes() { return _mm256_setzero_si256(); }
 inline I load_weights(const int8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
 inline Parts turn(I a, I b, I c, I d) {
@@ -134,6 +151,7 @@ inline void add_dot(I* sum, I inputs, I weights) {
     *sum = add(add(*sum, _mm256_madd_epi16(low, ones)), _mm256_madd_epi16(high, ones));
 }
 #endif
+inline void add_dot(I* sum, I inputs, const int8_t* weights) { add_dot(sum, inputs, load_weights(weights)); }
 inline I words(int v) { return _mm256_set1_epi16(static_cast<int16_t>(v)); }
 inline I low_words(I a, I b) { return _mm256_unpacklo_epi32(a, b); }
 inline I high_words(I a, I b) { return _mm256_unpackhi_epi32(a, b); }
@@ -161,6 +179,13 @@ inline void dot_parts(Parts* sums, const Parts& taps, const Parts& weights) {
     add_dot(&sums->b, taps.b, weights.b);
     add_dot(&sums->c, taps.c, weights.c);
     add_dot(&sums->d, taps.d, weights.d);
+}
+
+inline void dot_parts(Parts* sums, const Parts& taps, const int8_t* weights) {
+    add_dot(&sums->a, taps.a, weights);
+    add_dot(&sums->b, taps.b, weights + CHUNK);
+    add_dot(&sums->c, taps.c, weights + 2 * CHUNK);
+    add_dot(&sums->d, taps.d, weights + 3 * CHUNK);
 }
 
 inline Parts add(const Parts& x, const Parts& y) { return {add(x.a, y.a), add(x.b, y.b), add(x.c, y.c), add(x.d, y.d)}; }
