@@ -10,7 +10,7 @@ namespace fxq {
 namespace FXQ_NS {
 namespace {
 
-constexpr int64_t LEAST = 16384;  // elements of a task
+constexpr int64_t LEAST = 8192;  // elements of a task
 
 // How one operand lies: a value of the program or, without one, constant 0. Broadcast dimensions have pitch 0.
 struct Operand {

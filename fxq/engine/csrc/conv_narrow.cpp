@@ -14,7 +14,7 @@ namespace fxq {
 namespace FXQ_NS {
 namespace {
 
-constexpr int64_t LEAST = 500000;  // products of a task
+constexpr int64_t LEAST = 250000;  // products of a task
 
 struct NarrowState final : PartsState {
     Buffer weights;  // [chunk][tap][output of a group][lane][4]

@@ -69,8 +69,8 @@ const char* prepare(Operation& op) {
 }
 
 int64_t tasks(const Operation& op, int64_t images, int threads) {
-    const int64_t line = int64_t(op.output->width) * op.output->channels * taps_of(op);
-    return split(images * op.output->height, line, 200000, threads);
+    const int64_t line = int64_t(op.output->width) * op.output->channels * (taps_of(op) + 8);  // 8: the epilogue
+    return split(images * op.output->height, line, 100000, threads);
 }
 
 const int8_t* weights_of(const Row& row) {
