@@ -54,7 +54,7 @@ def test_convolutions_equal_the_portable_definition(isa: str, depthwise: bool) -
 
 
 def column_layer(rng: random.Random) -> Layer:
-    """Return a depthwise layer whose windows go column by column, of any width, in any number of segments and strips."""
+    """Return a depthwise layer whose windows go column by column, in any number of segments and strips."""
     side, channels = rng.choice((1, 3, 3, 5, 5)), rng.choice((1, 8, 16, 17, 32, 33, 48, 64, 72, 130))
     padding, stride = rng.randint(0, side // 2), (rng.choice((1, 2)), rng.choice((1, 2)))
     return Layer(
@@ -91,7 +91,9 @@ def random_epilogue(rng: random.Random, outputs: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
 @pytest.mark.parametrize("kind", [column_layer, narrow_layer], ids=lambda kind: kind.__name__)
-def test_windows_with_kernels_of_their_own_equal_the_definition(isa: str, kind: Callable[[random.Random], Layer]) -> None:
+def test_windows_with_kernels_of_their_own_equal_the_definition(
+    isa: str, kind: Callable[[random.Random], Layer]
+) -> None:
     rng = random.Random(f"{isa} {kind.__name__}")
     for _ in range(60):
         layer = kind(rng)

@@ -26,7 +26,8 @@ int side_by_columns(const Operation& op) {
     const int side = ints[0];
     if (ints[1] != side || ints[5] != 1) return 0;
     if (side == 1) return ints[3] == 1 ? 1 : 0;
-    return (side == 3 || side == 5) && (ints[3] == 1 || ints[3] == 2) ? side : 0;
+    const bool five = side == 5 && LANES == 16;  // takes more registers than AVX2 has
+    return (side == 3 || five) && (ints[3] == 1 || ints[3] == 2) ? side : 0;
 }
 
 // The tap at `place` of the packed weights, -1 where there is none.

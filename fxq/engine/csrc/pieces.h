@@ -44,10 +44,10 @@ class Pieces {
 
 #elif defined(FXQ_AVX2) || defined(FXQ_AVXVNNI)
 
-    explicit Pieces(const PieceTable& table) : row_(table.row) {}
+    explicit Pieces(const PieceTable& table) : rows_(table.row[0]) {}
     Powers operator()(I index) const {  // rows are read and turned around: gathers take longer
-        alignas(32) int32_t at[8];
-        store_int(at, both(index, set_int(31)));
+        alignas(32) uint32_t at[8];     // in floats
+        _mm256_store_si256(reinterpret_cast<__m256i*>(at), shift_left(both(index, set_int(31)), 2));
         const F a = rows(at[0], at[4]), b = rows(at[1], at[5]), c = rows(at[2], at[6]), d = rows(at[3], at[7]);
         const F ab = _mm256_unpacklo_ps(a, b), AB = _mm256_unpackhi_ps(a, b);
         const F cd = _mm256_unpacklo_ps(c, d), CD = _mm256_unpackhi_ps(c, d);
@@ -56,10 +56,10 @@ class Pieces {
     }
 
    private:
-    F rows(int32_t low, int32_t high) const {
-        return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(row_[low])), _mm_load_ps(row_[high]), 1);
+    F rows(uint32_t low, uint32_t high) const {
+        return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(rows_ + low)), _mm_load_ps(rows_ + high), 1);
     }
-    const float (*const row_)[4];
+    const float* const rows_;
 
 #else
 
