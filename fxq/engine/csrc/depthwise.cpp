@@ -15,6 +15,7 @@ struct DepthwiseState final : PartsState {
     Buffer offsets;     // of each tap from the window's first, a multiple of four
     int64_t quads = 0;  // groups of four taps
     int columns = 0;    // the side of a window that goes column by column, else 0
+    int64_t least = 1;  // outputs that a row (or a segment of one) needs at least for that
 };
 
 const DepthwiseState& state_of(const Operation& op) { return *static_cast<const DepthwiseState*>(op.state); }
@@ -64,6 +65,7 @@ const char* prepare(Operation& op) {
     op.state = state;
     if (!state || !prepare_parts(op, state)) return "out of memory";
     state->columns = side_by_columns(op);
+    if (state->columns > 1) state->least = (state->columns - 1) / op.record.ints[3];
     if (!pack(op, state)) return "out of memory";
     state->packed_bytes = state->weights.bytes();
     return nullptr;
@@ -76,12 +78,6 @@ int64_t tasks(const Operation& op, int64_t images, int threads) {
 
 const int8_t* weights_of(const Row& row) {
     return state_of(row.op).weights.as<int8_t>() + row.first * state_of(row.op).quads * 4;
-}
-
-// Outputs that a row (or a segment of one) needs at least to go by columns.
-int64_t least_width(const Row& row) {
-    const int64_t waiting = (state_of(row.op).columns - 1) / row.op.record.ints[3];
-    return waiting > 1 ? waiting : 1;
 }
 
 // Sums of `width` outputs from number `begin` on, output by output.
@@ -101,49 +97,61 @@ void sums_by_outputs(const Row& row, int64_t begin, int64_t width) {
     }
 }
 
-// Sums of `width` outputs of each segment from x on, one after the other to emit.
-template <int segments, class Emit>
-void by_columns(const Row& row, const uint8_t* x, int64_t width, const Places<segments>& places, const Emit& emit) {
-    const Taps taps{x, row.op.record.ints[4] * row.op.input[0]->row_pitch, row.op.input[0]->pixel_pitch,
-                    weights_of(row), row.start()};
+template <int side, int step>
+struct Window {};
+
+// Calls body(Window of the row's type).
+template <class Body>
+void with_window(const Row& row, const Body& body) {
     const bool second = row.op.record.ints[3] == 2;
     const int columns = state_of(row.op).columns;
-    if (columns == 1) return Columns<1, 1, segments>(taps, places).run(width, emit);
-    if (columns == 3 && !second) return Columns<3, 1, segments>(taps, places).run(width, emit);
-    if (columns == 3) return Columns<3, 2, segments>(taps, places).run(width, emit);
-    if (!second) return Columns<5, 1, segments>(taps, places).run(width, emit);
-    return Columns<5, 2, segments>(taps, places).run(width, emit);
+    if (columns == 1) return body(Window<1, 1>());
+    if (columns == 3 && !second) return body(Window<3, 1>());
+    if (columns == 3) return body(Window<3, 2>());
+    if (!second) return body(Window<5, 1>());
+    return body(Window<5, 2>());
 }
 
-// Sums to memory.
-template <int segments>
-void sums_by_columns(const Row& row, const uint8_t* x, int64_t width, const Places<segments>& in) {
+Taps taps_of(const Row& row, const uint8_t* x) {
+    return {x, row.op.record.ints[4] * row.op.input[0]->row_pitch, row.op.input[0]->pixel_pitch, weights_of(row),
+            row.start()};
+}
+
+// Sums of `width` outputs of each segment from x on, to memory. A function for each window: g++ keeps fewer sums in
+// registers in one for all.
+template <int side, int step, int segments>
+__attribute__((noinline)) void column_sums(const Row& row, Window<side, step>, const uint8_t* x, int64_t width,
+                                           const Places<segments>& in) {
     int32_t* sums = row.sums;
-    by_columns(row, x, width, in, [&](const Parts& sum) __attribute__((always_inline)) {
+    Columns<side, step, segments>(taps_of(row, x), in).run(width, [&](const Parts& sum) __attribute__((always_inline)) {
         store_parts(sums, sum);
         sums += CHUNK;
     });
 }
 
 // Straight to codes: where the epilogue is short.
-template <int segments>
-void codes_by_columns(const Row& row, const uint8_t* x, uint8_t* y, int64_t width, const Cut<segments>& cut) {
+template <int side, int step, int segments>
+__attribute__((noinline)) void column_codes(const Row& row, Window<side, step>, const uint8_t* x, uint8_t* y,
+                                            int64_t width, const Cut<segments>& cut) {
     const PartsFinish<FXQ_IDENTITY, false> finish(row.op.record, row.factors());
     const Writer<segments> write(cut.out, row.channels);
-    const int64_t step = row.y_step();
-    by_columns(row, x, width, cut.in, [&](const Parts& sums) __attribute__((always_inline)) {
-        write(y, finish(sums));
-        y += step;
-    });
+    const int64_t pitch = row.y_step();
+    Columns<side, step, segments>(taps_of(row, x), cut.in)
+        .run(width, [&](const Parts& sums) __attribute__((always_inline)) {
+            write(y, finish(sums));
+            y += pitch;
+        });
 }
 
 void row_by_columns(const Row& row) {
     const int32_t function = row.op.record.ints[9];
-    with_cut(row, least_width(row), [&](const auto& cut) {
+    with_cut(row, state_of(row.op).least, [&](const auto& cut) {
         cut.each_strip(row, [&](const uint8_t* x, uint8_t* y, int64_t width) {
-            if (function == FXQ_IDENTITY && row.state().bounded) return codes_by_columns(row, x, y, width, cut);
-            sums_by_columns(row, x, width, cut.in);
-            finish_strip(row, y, width, cut.out);
+            with_window(row, [&](auto window) {
+                if (function == FXQ_IDENTITY && row.state().bounded) return column_codes(row, window, x, y, width, cut);
+                column_sums(row, window, x, width, cut.in);
+                finish_strip(row, y, width, cut.out);
+            });
         });
     });
 }
@@ -162,7 +170,7 @@ void row_by_outputs(const Row& row) {
 
 void run(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
     each_parts_row(op, context, tasks, begin, end, [](const Row& row) {
-        const bool by_columns = state_of(row.op).columns && row.op.output->width >= least_width(row);
+        const bool by_columns = state_of(row.op).columns && row.op.output->width >= state_of(row.op).least;
         row.plain() && by_columns ? row_by_columns(row) : row_by_outputs(row);
     });
 }

@@ -29,7 +29,7 @@ class PartsFinish {
           activation_(record.floats + 3) {}
 
     // Codes in the order of channels.
-    I operator()(const Parts& sums) const {
+    FXQ_INLINE I operator()(const Parts& sums) const {
         const Parts whole{one(sums.a, scale_.a, bias_.a), one(sums.b, scale_.b, bias_.b),
                           one(sums.c, scale_.c, bias_.c), one(sums.d, scale_.d, bias_.d)};
         return pack_parts(whole, zero_, lowest_, highest_);
@@ -44,7 +44,7 @@ class PartsFinish {
         return {load(p), load(p + LANES), load(p + 2 * LANES), load(p + 3 * LANES)};
     }
 
-    I one(I sum, F scale, F bias) const {
+    FXQ_INLINE I one(I sum, F scale, F bias) const {
         F v = fma(to_float(sum), scale, bias);
         if (function != FXQ_IDENTITY) v = mul(activation_(v), inverse_);
         if (clamps) v = maximum(minimum(v, codes_.high), codes_.low);

@@ -21,9 +21,8 @@ struct PartsState : State {
 
 // Into how many segments a vector is cut where a chunk has `channels` channels, which then stand in each.
 inline int64_t most_segments(int64_t channels) {
-    int64_t segments = MOST_SEGMENTS;
-    while (segments > 1 && channels > CHUNK / segments) segments /= 2;
-    return segments;
+    if (MOST_SEGMENTS == 4 && channels <= CHUNK / 4) return 4;
+    return channels <= CHUNK / 2 ? 2 : 1;
 }
 
 // Calls body(chunk's first channel, part, lane, channel) for every lane that has a channel.
@@ -116,10 +115,10 @@ struct Cut {
     // Calls body(x, y, width) for strips of all segments at once.
     template <class Body>
     void each_strip(const Row& row, const Body& body) const {
-        const int64_t strips = (width + STRIP - 1) / STRIP;
+        const int64_t strips = width <= STRIP ? 1 : (width + STRIP - 1) / STRIP;
         for (int64_t i = 0; i < strips; ++i) {
-            int64_t begin, end;
-            piece(width, strips, i, &begin, &end);
+            int64_t begin = 0, end = width;
+            if (strips > 1) piece(width, strips, i, &begin, &end);  // divides, which takes as long as a short row
             body(row.x + begin * row.x_step(), row.y + row.first + begin * row.y_step(), end - begin);
         }
     }
@@ -128,11 +127,10 @@ struct Cut {
 // Calls body(Cut) with as many segments as the chunk allows, but none of less than `least` outputs.
 template <class Body>
 void with_cut(const Row& row, int64_t least, const Body& body) {
-    int64_t segments = most_segments(row.channels);
-    while (segments > 1 && (row.op.output->width + segments - 1) / segments < least) segments /= 2;
+    const int64_t most = most_segments(row.channels), width = row.op.output->width;
     if constexpr (MOST_SEGMENTS == 4)
-        if (segments == 4) return body(Cut<4>(row));
-    if (segments == 2) return body(Cut<2>(row));
+        if (most == 4 && (width + 3) / 4 >= least) return body(Cut<4>(row));
+    if (most >= 2 && (width + 1) / 2 >= least) return body(Cut<2>(row));
     return body(Cut<1>(row));
 }
 
