@@ -104,6 +104,22 @@ def test_windows_with_kernels_of_their_own_equal_the_definition(
         assert torch.equal(got, wanted), layer
 
 
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
+@pytest.mark.parametrize("function", [Function.IDENTITY, Function.SILU, Function.LEAKY_RELU])
+@pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
+def test_values_beyond_32_bits_become_the_limits(isa: str, function: Function, depthwise: bool) -> None:
+    """The epilogue bounds them before they become whole numbers: the scale of the residual or the output is huge."""
+    layer = Layer(
+        channels=40, outputs=40, groups=40 if depthwise else 1, depthwise=depthwise, function=function,
+        residual=Type.U8 if function == Function.IDENTITY else None, floats={0: 3e9, 1: -1e11, 2: 1e12},
+    )  # fmt: skip
+    records, given = program(layer).records(), inputs_of(layer, 1)
+    (wanted,) = Program(records, "portable").run(given)
+    assert {0, 255} <= set(wanted.flatten().tolist())
+    (got,) = Program(records, isa).run(given)
+    assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_an_image_of_a_batch_equals_the_image_alone(isa: str) -> None:
     layer = Layer(channels=20, outputs=37, size=(7, 5))

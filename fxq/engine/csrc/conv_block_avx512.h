@@ -137,7 +137,7 @@ inline void run_pixels(const Job& job, const Pixels& pixels, int64_t count) {
     else
         first = two ? small_blocks<2, FINISH_RESIDUAL>(job, pixels, count)
                     : small_blocks<1, FINISH_RESIDUAL>(job, pixels, count);
-    if (first < count) large_blocks(job, pixels, first, count, nullptr);
+    if (first < count) large_blocks(job, pixels, first, count, sums);
 }
 
 }  // namespace FXQ_NS
