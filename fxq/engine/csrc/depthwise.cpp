@@ -31,16 +31,16 @@ int side_by_columns(const Operation& op) {
     return (side == 3 || five) && (ints[3] == 1 || ints[3] == 2) ? side : 0;
 }
 
-// The tap at `place` of the packed weights, -1 where there is none.
+// The tap at `place` of the packed weights, -1 where there is none. By columns: four rows of each, then a fifth row.
 int64_t tap_at(const Operation& op, const DepthwiseState& state, int64_t place) {
-    if (!state.columns) return place < taps_of(op) ? place : -1;
-    const int64_t rows = (state.columns + 3) / 4 * 4, row = place % rows;
-    return row < state.columns ? row * state.columns + place / rows : -1;
+    const int64_t side = state.columns;
+    if (place >= 4 * side) return place < taps_of(op) ? place : -1;
+    return place % 4 < side ? place % 4 * side + place / 4 : -1;
 }
 
 bool pack(const Operation& op, DepthwiseState* state) {
     const int64_t channels = op.output->channels, room = (channels + CHUNK - 1) / CHUNK * CHUNK, taps = taps_of(op);
-    state->quads = state->columns ? int64_t(state->columns) * ((state->columns + 3) / 4) : (taps + 3) / 4;
+    state->quads = state->columns == 3 ? 3 : (taps + 3) / 4;
     if (!state->weights.allocate(room * state->quads * 4) || !state->offsets.allocate(state->quads * 4 * 8)) return false;
     each_lane(channels, [&](int64_t first, int64_t part, int64_t lane, int64_t c) {
         int8_t* w = state->weights.as<int8_t>() + (first * state->quads + part * LANES + lane) * 4;

@@ -12,7 +12,7 @@ namespace FXQ_NS {
 struct Taps {
     const uint8_t* x;
     int64_t row, column;
-    const int8_t* weights;  // [column of the window][four rows][part][lane][4]
+    const int8_t* weights;  // of four rows, [column][part][lane][4]; of a fifth row: its first four taps, its last
     const int32_t* start;   // [part][lane]
 };
 
@@ -34,11 +34,12 @@ class Columns {
     }
 
    private:
-    static constexpr int QUADS = (K + 3) / 4;
     static constexpr int64_t EACH = 4 * CHUNK;  // bytes of the weights of four taps
 
+    // Up to four rows of a column, and the fifth as it lies in memory.
     struct Column {
-        Parts quad[QUADS];
+        Parts rows;
+        I fifth;
     };
 
     // The weights of up to 3 columns stay in registers; those of 5 do not fit.
@@ -51,25 +52,24 @@ class Columns {
             if constexpr (i + 1 < K) get<i + 1>(weights);
         }
         template <int tap>
-        FXQ_INLINE void add(Parts* sums, const Column& taps) const {
-            dot_parts(sums, taps.quad[0], column[tap]);
+        FXQ_INLINE void add(Parts* sums, const Parts& taps) const {
+            dot_parts(sums, taps, column[tap]);
         }
     };
     struct Far {
         const int8_t* weights;
         FXQ_INLINE explicit Far(const int8_t* weights) : weights(weights) {}
         template <int tap>
-        FXQ_INLINE void add(Parts* sums, const Column& taps) const {
-            dot_parts(sums, taps.quad[0], weights + tap * QUADS * EACH);
-            dot_parts(sums, taps.quad[1], weights + (tap * QUADS + 1) * EACH);
+        FXQ_INLINE void add(Parts* sums, const Parts& taps) const {
+            dot_parts_at<tap * EACH>(sums, taps, weights);
         }
     };
-    template <int quads, class Unused = void>
+    template <bool five, class Unused = void>
     struct Kept {
         using Type = Near;
     };
     template <class Unused>
-    struct Kept<2, Unused> {
+    struct Kept<true, Unused> {
         using Type = Far;
     };
 
@@ -77,19 +77,31 @@ class Columns {
 
     FXQ_INLINE Column column(int64_t number) const {
         const uint8_t* x = taps_.x + number * taps_.column;
-        if constexpr (K == 1) return {{turn(load(x))}};
+        if constexpr (K == 1) return {turn(load(x)), no_bytes()};
         const I a = load(x), b = load(x + taps_.row), c = load(x + 2 * taps_.row);
-        if constexpr (K == 3) return {{turn(a, b, c, no_bytes())}};
-        if constexpr (K == 5)
-            return {{turn(a, b, c, load(x + 3 * taps_.row)), turn(load(x + 4 * taps_.row))}};
+        if constexpr (K == 3) return {turn(a, b, c, no_bytes()), no_bytes()};
+        if constexpr (K == 5) return {turn(a, b, c, load(x + 3 * taps_.row)), load(x + 4 * taps_.row)};
+    }
+
+    // The fifth row of the output that is complete: four columns as four taps, and the newest.
+    FXQ_INLINE void add_fifth(I newest) {
+        weights_.template add<5>(&waits_[WAITING], turn(fifth_[0], fifth_[1], fifth_[2], fifth_[3]));
+        weights_.template add<6>(&waits_[WAITING], turn(newest));
+    }
+
+    FXQ_INLINE void remember(I newest) {
+        fifth_[0] = fifth_[1];
+        fifth_[1] = fifth_[2];
+        fifth_[2] = fifth_[3];
+        fifth_[3] = newest;
     }
 
     // Adds column i of a step to the outputs that began `last` down to `first` steps ago.
     template <int last, int first, int i>
-    FXQ_INLINE void add_column(const Column& column) {
+    FXQ_INLINE void add_column(const Parts& rows) {
         if constexpr (last >= first) {
-            if constexpr (last * S + i < K) weights_.template add<last * S + i>(&waits_[last], column);
-            add_column<last - 1, first, i>(column);
+            if constexpr (last * S + i < K) weights_.template add<last * S + i>(&waits_[last], rows);
+            add_column<last - 1, first, i>(rows);
         }
     }
 
@@ -107,10 +119,19 @@ class Columns {
     template <int first, int last, class Emit>
     FXQ_INLINE void step(int64_t t, const Emit& emit) {
         shift<WAITING>();
-        add_column<last, first, 0>(column(t * S));
-        if constexpr (last == WAITING) emit(waits_[WAITING]);
+        const Column even = column(t * S);
+        add_column<last, first, 0>(even.rows);
+        if constexpr (last == WAITING) {
+            if constexpr (K == 5) add_fifth(even.fifth);
+            emit(waits_[WAITING]);
+        }
+        if constexpr (K == 5) remember(even.fifth);
         constexpr int second = last < (K - 2) / S ? last : (K - 2) / S;
-        if constexpr (S == 2 && first <= second) add_column<second, first, 1>(column(t * S + 1));
+        if constexpr (S == 2 && first <= second) {
+            const Column odd = column(t * S + 1);
+            add_column<second, first, 1>(odd.rows);
+            if constexpr (K == 5) remember(odd.fifth);
+        }
     }
 
     template <int t, class Emit>
@@ -131,9 +152,10 @@ class Columns {
 
     const Taps taps_;
     const Places<segments> places_;
-    const typename Kept<QUADS>::Type weights_;
+    const typename Kept<K == 5>::Type weights_;
     const Parts start_;
     Parts waits_[WAITING + 1];  // of the output that began i steps ago
+    I fifth_[4];                // of the last four columns
 };
 
 }  // namespace FXQ_NS

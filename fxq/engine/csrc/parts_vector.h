@@ -85,8 +85,12 @@ FXQ_INLINE Parts turn(I a) {
 }
 // Assembly for the reason that conv_block_avx512.h gives.
 FXQ_INLINE void add_dot(I* sum, I inputs, I weights) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "v"(weights)); }
-FXQ_INLINE void add_dot(I* sum, I inputs, const int8_t* weights) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "m"(*reinterpret_cast<const __m512i*>(weights)));
+// With the weights at `offset`. The base stays in a register: g++ else makes a pointer of its own for each offset.
+template <int64_t offset>
+FXQ_INLINE void add_dot_at(I* sum, I inputs, const int8_t* weights) {
+    __asm__("vpdpbusd %c3(%2), %1, %0"
+            : "+v"(*sum)
+            : "v"(inputs), "r"(weights), "i"(offset), "m"(*reinterpret_cast<const int8_t(*)[offset + CHUNK]>(weights)));
 }
 FXQ_INLINE I words(int v) { return _mm512_set1_epi16(static_cast<int16_t>(v)); }
 inline I low_words(I a, I b) { return _mm512_unpacklo_epi32(a, b); }
@@ -151,7 +155,10 @@ FXQ_INLINE void add_dot(I* sum, I inputs, I weights) {
     *sum = add(add(*sum, _mm256_madd_epi16(low, ones)), _mm256_madd_epi16(high, ones));
 }
 #endif
-FXQ_INLINE void add_dot(I* sum, I inputs, const int8_t* weights) { add_dot(sum, inputs, load_weights(weights)); }
+template <int64_t offset>
+FXQ_INLINE void add_dot_at(I* sum, I inputs, const int8_t* weights) {
+    add_dot(sum, inputs, load_weights(weights + offset));
+}
 FXQ_INLINE I words(int v) { return _mm256_set1_epi16(static_cast<int16_t>(v)); }
 inline I low_words(I a, I b) { return _mm256_unpacklo_epi32(a, b); }
 inline I high_words(I a, I b) { return _mm256_unpackhi_epi32(a, b); }
@@ -181,11 +188,13 @@ FXQ_INLINE void dot_parts(Parts* sums, const Parts& taps, const Parts& weights) 
     add_dot(&sums->d, taps.d, weights.d);
 }
 
-FXQ_INLINE void dot_parts(Parts* sums, const Parts& taps, const int8_t* weights) {
-    add_dot(&sums->a, taps.a, weights);
-    add_dot(&sums->b, taps.b, weights + CHUNK);
-    add_dot(&sums->c, taps.c, weights + 2 * CHUNK);
-    add_dot(&sums->d, taps.d, weights + 3 * CHUNK);
+// The same with the weights at `offset`.
+template <int64_t offset>
+FXQ_INLINE void dot_parts_at(Parts* sums, const Parts& taps, const int8_t* weights) {
+    add_dot_at<offset>(&sums->a, taps.a, weights);
+    add_dot_at<offset + CHUNK>(&sums->b, taps.b, weights);
+    add_dot_at<offset + 2 * CHUNK>(&sums->c, taps.c, weights);
+    add_dot_at<offset + 3 * CHUNK>(&sums->d, taps.d, weights);
 }
 
 FXQ_INLINE Parts add(const Parts& x, const Parts& y) { return {add(x.a, y.a), add(x.b, y.b), add(x.c, y.c), add(x.d, y.d)}; }
