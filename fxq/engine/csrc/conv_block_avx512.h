@@ -31,9 +31,9 @@ inline void dot(__m512i* sum, __m512i inputs, __m512i weights) {
 }
 
 // P pixels from `first` on: to codes, or (FINISH_ANY) their sums to memory.
-template <int P, int NV, int finish>
+template <int P, int NV, int finish, class Fast>
 __attribute__((always_inline)) inline void block(const Job& job, const Pixels& pixels, int64_t first,
-                                                 const FastFinish& fast, int32_t* sums) {
+                                                 const Fast& fast, int32_t* sums) {
     // Variables, because an array of accumulators is written back to memory in every step by g++.
     const __m512i start0 = _mm512_load_si512(job.start), start1 = _mm512_load_si512(job.start + 16);
 #define FXQ_DECLARE(i) __m512i a##i = start0, b##i = start1;
@@ -110,34 +110,44 @@ inline void large_blocks(const Job& job, const Pixels& pixels, int64_t begin, in
 
 // Blocks of 8 pixels: small enough for the processor to begin the next one while it finishes the last. Returns the first
 // pixel that is left, so that the last ones make up a block of at least as many.
-template <int NV, int finish>
+template <int NV, int finish, class Fast>
 int64_t small_blocks(const Job& job, const Pixels& pixels, int64_t count) {
-    const FastFinish fast(job);
+    const Fast fast(job);
     int64_t first = 0;
     for (; count - first == SMALL || first + 2 * SMALL <= count; first += SMALL)
         block<SMALL, NV, finish>(job, pixels, first, fast, nullptr);
     return first;
 }
 
+// The same for blocks of either width.
+template <int finish, class Fast>
+int64_t small_blocks(const Job& job, const Pixels& pixels, int64_t count) {
+    return job.block.width > 16 ? small_blocks<2, finish, Fast>(job, pixels, count)
+                                : small_blocks<1, finish, Fast>(job, pixels, count);
+}
+
+inline int64_t small_blocks(const Job& job, const Pixels& pixels, int64_t count) {
+    const int32_t* ints = job.record->ints;
+    if (job.finish == FINISH_PLAIN) return small_blocks<FINISH_PLAIN, FastFinish>(job, pixels, count);
+    if (job.finish == FINISH_RESIDUAL) return small_blocks<FINISH_RESIDUAL, FastFinish>(job, pixels, count);
+    int64_t done = 0;
+    if (job.type != FXQ_U8 || ints[9] == FXQ_IDENTITY || ints[13] || !job.bounded) return done;
+    with_function(ints[9], [&](auto tag) {
+        done = small_blocks<FINISH_PLAIN, FunctionFinish<decltype(tag)::value>>(job, pixels, count);
+    });
+    return done;
+}
+
 // All of `count` pixels.
 inline void run_pixels(const Job& job, const Pixels& pixels, int64_t count) {
     alignas(64) int32_t sums[STRIP * BLOCK];
-    if (job.finish == FINISH_ANY) {
-        for (int64_t first = 0; first < count; first += STRIP) {
-            const int64_t last = first + STRIP < count ? first + STRIP : count;
-            large_blocks(job, pixels, first, last, sums);
-            finish_memory(job, pixels, first, last - first, sums);
-        }
-        return;
+    int64_t first = small_blocks(job, pixels, count);
+    while (first < count) {
+        const int64_t last = job.finish == FINISH_ANY && first + STRIP < count ? first + STRIP : count;
+        large_blocks(job, pixels, first, last, sums);
+        if (job.finish == FINISH_ANY) finish_memory(job, pixels, first, last - first, sums);
+        first = last;
     }
-    const bool two = job.block.width > 16;
-    int64_t first;
-    if (job.finish == FINISH_PLAIN)
-        first = two ? small_blocks<2, FINISH_PLAIN>(job, pixels, count) : small_blocks<1, FINISH_PLAIN>(job, pixels, count);
-    else
-        first = two ? small_blocks<2, FINISH_RESIDUAL>(job, pixels, count)
-                    : small_blocks<1, FINISH_RESIDUAL>(job, pixels, count);
-    if (first < count) large_blocks(job, pixels, first, count, sums);
 }
 
 }  // namespace FXQ_NS

@@ -61,9 +61,35 @@ struct FastFinish {
             a1 = whole<finish>(a1, 1, ra);
             b1 = whole<finish>(b1, 1, rb);
         }
-        const __m512i codes = pack(a0, a1, b0, b1);
+        put(pixels, p, q, pack(a0, a1, b0, b1));
+    }
+
+    void put(const Pixels& pixels, int64_t p, int64_t q, __m512i codes) const {
         _mm256_mask_storeu_epi8(pixels.y[p] + first, mask, _mm512_castsi512_si256(codes));
         if (q != p) _mm256_mask_storeu_epi8(pixels.y[q] + first, mask, _mm512_extracti64x4_epi64(codes, 1));
+    }
+};
+
+// FastFinish with a function behind; of bounded results without a residual.
+template <int function>
+struct FunctionFinish : FastFinish {
+    const __m512 inverse;
+    const Activation<function> activation;
+
+    explicit FunctionFinish(const Job& job)
+        : FastFinish(job), inverse(_mm512_set1_ps(job.record->floats[2])), activation(job.record->floats + 3) {}
+
+    __m512i scaled(__m512i sum, int v) const {
+        const __m512 real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[v], bias[v]);
+        return _mm512_cvtps_epi32(_mm512_mul_ps(activation(real), inverse));
+    }
+
+    template <int>
+    void pair(const Pixels& pixels, int64_t p, int64_t q, __m512i a0, __m512i a1, __m512i b0, __m512i b1,
+              int vectors) const {
+        a0 = scaled(a0, 0), b0 = scaled(b0, 0);
+        if (vectors == 2) a1 = scaled(a1, 1), b1 = scaled(b1, 1);
+        put(pixels, p, q, pack(a0, a1, b0, b1));
     }
 };
 
