@@ -27,6 +27,7 @@ VECTOR = ("portable", "avx2", "avx512vnni")
 KERNELS = {
     "conv": ("portable",),
     "conv_vector": ("avx2", "avxvnni", "avx512vnni"),
+    "conv_narrow": ("avx2", "avxvnni", "avx512vnni"),
     "depthwise": ("avx2", "avxvnni", "avx512vnni"),
     "conv_amx": ("amx",),
     "load_store": VECTOR,

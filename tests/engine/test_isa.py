@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +51,73 @@ def test_convolutions_equal_the_portable_definition(isa: str, depthwise: bool) -
         (wanted,) = Program(records, "portable").run(given, threads=1)
         (got,) = Program(records, isa).run(given, threads=rng.randint(1, 3))
         assert torch.equal(got, wanted), layer
+
+
+def column_layer(rng: random.Random) -> Layer:
+    """Return a depthwise layer whose windows go column by column, in any number of segments and strips."""
+    side, channels = rng.choice((1, 3, 3, 5, 5)), rng.choice((1, 8, 16, 17, 32, 33, 48, 64, 72, 130))
+    padding, stride = rng.randint(0, side // 2), (rng.choice((1, 2)), rng.choice((1, 2)))
+    return Layer(
+        channels=channels, outputs=channels, groups=channels, depthwise=True, kernel=(side, side), stride=stride,
+        size=(2 * side + rng.choice((0, 2)), side + rng.choice((0, 1, 2, 3, 4, 8, 13, 60, 130))),
+        padding=(padding, padding), dilation=(rng.choice((1, 1, 1, 2)), 1),
+        **random_epilogue(rng, channels),
+    )  # fmt: skip
+
+
+def narrow_layer(rng: random.Random) -> Layer:
+    """Return a layer in groups of 4 or 8 channels."""
+    groups, side = rng.choice((2, 3, 6, 9, 13, 16, 17)), rng.choice((1, 2, 3))
+    channels = groups * rng.choice((4, 8))
+    padding = rng.randint(0, side // 2)
+    return Layer(
+        channels=channels, outputs=channels, groups=groups, kernel=(side, side), padding=(padding, padding),
+        stride=(rng.choice((1, 2, 3)), rng.choice((1, 2, 3))),
+        size=(side + rng.choice((0, 2)), side + rng.choice((0, 1, 2, 3, 6, 70))), **random_epilogue(rng, channels),
+    )  # fmt: skip
+
+
+def random_epilogue(rng: random.Random, outputs: int) -> dict[str, Any]:
+    """Return mostly codes without a residual, with any activation."""
+    return {
+        "function": rng.choice([Function.IDENTITY] * 12 + FUNCTIONS),
+        "limits": rng.choice(((0, 255), (120, 200))),
+        "residual": rng.choice((None, None, None, None, Type.U8, Type.F32)),
+        "result": rng.choice((Type.U8, Type.U8, Type.U8, Type.F32)),
+        "pitch": outputs + rng.choice((0, 3)), "halo": rng.choice(((0, 0, 0, 0), (1, 2, 3, 1))),
+        "seed": rng.randrange(1 << 20),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
+@pytest.mark.parametrize("kind", [column_layer, narrow_layer], ids=lambda kind: kind.__name__)
+def test_windows_with_kernels_of_their_own_equal_the_definition(
+    isa: str, kind: Callable[[random.Random], Layer]
+) -> None:
+    rng = random.Random(f"{isa} {kind.__name__}")
+    for _ in range(60):
+        layer = kind(rng)
+        images = rng.choice((1, 1, 2, 9))
+        records, given = program(layer, group=rng.choice((1, 2, 4))).records(), inputs_of(layer, images)
+        (wanted,) = Program(records, "portable").run(given, threads=1)
+        (got,) = Program(records, isa).run(given, threads=rng.randint(1, 3))
+        assert torch.equal(got, wanted), layer
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
+@pytest.mark.parametrize("function", [Function.IDENTITY, Function.SILU, Function.LEAKY_RELU])
+@pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
+def test_values_beyond_32_bits_become_the_limits(isa: str, function: Function, depthwise: bool) -> None:
+    """The epilogue bounds them before they become whole numbers: the scale of the residual or the output is huge."""
+    layer = Layer(
+        channels=40, outputs=40, groups=40 if depthwise else 1, depthwise=depthwise, function=function,
+        residual=Type.U8 if function == Function.IDENTITY else None, floats={0: 3e9, 1: -1e11, 2: 1e12},
+    )  # fmt: skip
+    records, given = program(layer).records(), inputs_of(layer, 1)
+    (wanted,) = Program(records, "portable").run(given)
+    assert {0, 255} <= set(wanted.flatten().tolist())
+    (got,) = Program(records, isa).run(given)
+    assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -1,4 +1,6 @@
 // Operations of two values that broadcast against each other: ADD, MUL, ADD_F32.
+#include <math.h>
+
 #include <new>
 
 #include "finish.h"
@@ -8,7 +10,7 @@ namespace fxq {
 namespace FXQ_NS {
 namespace {
 
-constexpr int64_t LEAST = 16384;  // elements of a task
+constexpr int64_t LEAST = 8192;  // elements of a task
 
 // How one operand lies: a value of the program or, without one, constant 0. Broadcast dimensions have pitch 0.
 struct Operand {
@@ -80,6 +82,13 @@ int64_t padded(int64_t channels) { return (channels + 63) / 64 * 64; }
 // The real values of one pixel.
 void stage(const Side& side, int64_t x, float* real, int64_t channels) {
     const uint8_t* pixel = side.pixel(x);
+    if (side.codes && dense_channels(side.operand->at, channels)) {
+        const CodeSource source{pixel, set(side.zero), set(side.scale)};
+        const int64_t whole = channels / LANES * LANES;
+        for (int64_t c = 0; c < whole; c += LANES) store(real + c, source.full(c));
+        if (whole < channels) store_partial(real + whole, source.part(whole, channels - whole), channels - whole);
+        return;
+    }
     for (int64_t c = 0; c < channels; ++c) real[c] = side.real(pixel + c * side.operand->at.channel);
 }
 
@@ -169,10 +178,18 @@ int64_t tasks(const Operation& op, int64_t images, int threads) {
     return split(images * op.output->height, cost * op.output->width * op.output->channels, LEAST, threads);
 }
 
+// Whether the scaled result of two codes stays far inside of s32, whatever the codes.
+bool codes_bounded(const Operation& op, bool product) {
+    if (!op.input[0] || !op.input[1] || op.input[0]->type != FXQ_U8 || op.input[1]->type != FXQ_U8) return false;
+    const float* floats = op.record.floats;
+    const double a = 255.0 * fabs(floats[0]), b = 255.0 * fabs(floats[1]);
+    return op.record.ints[9] == FXQ_IDENTITY && (product ? a * b : a + b) * fabs(floats[2]) < 1073741824.0;
+}
+
 template <bool product>
 void run(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
     const Tensor& y = *op.output;
-    const Finish finish(op.record, y);
+    const Finish finish(op.record, y, codes_bounded(op, product));
     each_row(context.images, y.height, tasks, begin, end, [&](int64_t n, int64_t row) {
         uint8_t* image = address(context, y, n);
         row_of<product>(side_of(op, context, 0, n, row), side_of(op, context, 1, n, row), finish, y,

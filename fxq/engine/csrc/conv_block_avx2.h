@@ -10,6 +10,9 @@ namespace fxq {
 namespace FXQ_NS {
 
 constexpr int64_t PIXELS = 5;
+constexpr int64_t STRIP = 8 * PIXELS;  // pixels whose sums stand in memory before they are finished
+
+inline int64_t groups_of_pixels(int64_t pixels) { return (pixels + PIXELS - 1) / PIXELS; }
 
 // sum + the products of 4 inputs (u8, the same in every lane) and 4 weights a lane. vpmaddubsw saturates pairs to 16
 // bits: the inputs are cut into their upper bit and the rest, whose pairs stay in range with any weights.
@@ -62,24 +65,28 @@ void block_half(const Job& job, const Pixels& pixels, int64_t first, int64_t hal
 }
 
 template <int P>
-void block_of(const Job& job, const Pixels& pixels, int64_t first) {
-    alignas(64) int32_t sums[P * BLOCK];
+void block_of(const Job& job, const Pixels& pixels, int64_t first, int32_t* sums) {
     for (int64_t half = 0; half * 16 < job.block.width; ++half) {
         if (job.small)
             block_half<P, true>(job, pixels, first, half, sums);
         else
             block_half<P, false>(job, pixels, first, half, sums);
     }
-    finish_any(job, pixels, first, P, sums);
 }
 
-inline void run_block(const Job& job, const Pixels& pixels, int64_t first, int64_t count) {
-    switch (count) {
-        case 1: return block_of<1>(job, pixels, first);
-        case 2: return block_of<2>(job, pixels, first);
-        case 3: return block_of<3>(job, pixels, first);
-        case 4: return block_of<4>(job, pixels, first);
-        default: return block_of<5>(job, pixels, first);
+// All of `count` pixels.
+inline void run_pixels(const Job& job, const Pixels& pixels, int64_t count) {
+    using Run = void (*)(const Job&, const Pixels&, int64_t, int32_t*);
+    static const Run RUNS[PIXELS] = {block_of<1>, block_of<2>, block_of<3>, block_of<4>, block_of<5>};
+    alignas(64) int32_t sums[STRIP * BLOCK];
+    for (int64_t first = 0; first < count; first += STRIP) {
+        const int64_t strip = first + STRIP < count ? STRIP : count - first, pieces = groups_of_pixels(strip);
+        for (int64_t i = 0; i < pieces; ++i) {
+            int64_t from, to;
+            piece(strip, pieces, i, &from, &to);
+            RUNS[to - from - 1](job, pixels, first + from, sums + from * BLOCK);
+        }
+        finish_any(job, pixels, first, strip, sums);
     }
 }
 

@@ -11,6 +11,10 @@ namespace fxq {
 namespace FXQ_NS {
 
 constexpr int64_t PIXELS = 14;
+constexpr int64_t STRIP = 4 * PIXELS;  // pixels whose sums stand in memory before they are finished
+constexpr int64_t SMALL = 8;           // pixels of a small block
+
+inline int64_t groups_of_pixels(int64_t pixels) { return (pixels + PIXELS - 1) / PIXELS; }
 
 // Applies a macro to the number of each pixel.
 #define FXQ_PIXELS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13)
@@ -26,8 +30,10 @@ inline void dot(__m512i* sum, __m512i inputs, __m512i weights) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "v"(weights));
 }
 
-template <int P, int NV, int finish>
-void block(const Job& job, const Pixels& pixels, int64_t first) {
+// P pixels from `first` on: to codes, or (FINISH_ANY) their sums to memory.
+template <int P, int NV, int finish, class Fast>
+__attribute__((always_inline)) inline void block(const Job& job, const Pixels& pixels, int64_t first,
+                                                 const Fast& fast, int32_t* sums) {
     // Variables, because an array of accumulators is written back to memory in every step by g++.
     const __m512i start0 = _mm512_load_si512(job.start), start1 = _mm512_load_si512(job.start + 16);
 #define FXQ_DECLARE(i) __m512i a##i = start0, b##i = start1;
@@ -59,15 +65,12 @@ void block(const Job& job, const Pixels& pixels, int64_t first) {
 #undef FXQ_COLLECT
 
     if (finish == FINISH_ANY) {
-        alignas(64) int32_t sums[P * BLOCK];
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p)
 #pragma GCC unroll 2
             for (int v = 0; v < NV; ++v) _mm512_store_si512(sums + p * BLOCK + 16 * v, sum[p][v]);
-        finish_memory(job, pixels, first, P, sums);
         return;
     }
-    const FastFinish fast(job);
     const __m512i none = _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int p = 0; p < P; p += 2) {
@@ -77,27 +80,74 @@ void block(const Job& job, const Pixels& pixels, int64_t first) {
     }
 }
 
-template <int P, int NV>
-void block_any(const Job& job, const Pixels& pixels, int64_t first) {
-    switch (job.finish) {
-        case FINISH_PLAIN: return block<P, NV, FINISH_PLAIN>(job, pixels, first);
-        case FINISH_RESIDUAL: return block<P, NV, FINISH_RESIDUAL>(job, pixels, first);
-        default: return block<P, NV, FINISH_ANY>(job, pixels, first);
-    }
+template <int P, int NV, int finish>
+void one_block(const Job& job, const Pixels& pixels, int64_t first, int32_t* sums) {
+    block<P, NV, finish>(job, pixels, first, FastFinish(job), sums);
 }
 
 template <int P>
-void block_of(const Job& job, const Pixels& pixels, int64_t first) {
-    if (job.block.width > 16) return block_any<P, 2>(job, pixels, first);
-    return block_any<P, 1>(job, pixels, first);
+void block_of(const Job& job, const Pixels& pixels, int64_t first, int32_t* sums) {
+    using Run = void (*)(const Job&, const Pixels&, int64_t, int32_t*);
+    static const Run RUNS[2][3] = {
+        {one_block<P, 1, FINISH_PLAIN>, one_block<P, 1, FINISH_RESIDUAL>, one_block<P, 1, FINISH_ANY>},
+        {one_block<P, 2, FINISH_PLAIN>, one_block<P, 2, FINISH_RESIDUAL>, one_block<P, 2, FINISH_ANY>}};
+    RUNS[job.block.width > 16][job.finish](job, pixels, first, sums);
 }
 
-inline void run_block(const Job& job, const Pixels& pixels, int64_t first, int64_t count) {
-    using Run = void (*)(const Job&, const Pixels&, int64_t);
+// Blocks of up to 14 pixels, about equal. `sums` receives those of layers with FINISH_ANY.
+inline void large_blocks(const Job& job, const Pixels& pixels, int64_t begin, int64_t end, int32_t* sums) {
+    using Run = void (*)(const Job&, const Pixels&, int64_t, int32_t*);
     static const Run RUNS[PIXELS] = {block_of<1>,  block_of<2>,  block_of<3>,  block_of<4>, block_of<5>,
                                      block_of<6>,  block_of<7>,  block_of<8>,  block_of<9>, block_of<10>,
                                      block_of<11>, block_of<12>, block_of<13>, block_of<14>};
-    RUNS[count - 1](job, pixels, first);
+    const int64_t count = end - begin, pieces = groups_of_pixels(count);
+    for (int64_t i = 0; i < pieces; ++i) {
+        int64_t from, to;
+        piece(count, pieces, i, &from, &to);
+        RUNS[to - from - 1](job, pixels, begin + from, sums + from * BLOCK);
+    }
+}
+
+// Blocks of 8 pixels: small enough for the processor to begin the next one while it finishes the last. Returns the first
+// pixel that is left, so that the last ones make up a block of at least as many.
+template <int NV, int finish, class Fast>
+int64_t small_blocks(const Job& job, const Pixels& pixels, int64_t count) {
+    const Fast fast(job);
+    int64_t first = 0;
+    for (; count - first == SMALL || first + 2 * SMALL <= count; first += SMALL)
+        block<SMALL, NV, finish>(job, pixels, first, fast, nullptr);
+    return first;
+}
+
+// The same for blocks of either width.
+template <int finish, class Fast>
+int64_t small_blocks(const Job& job, const Pixels& pixels, int64_t count) {
+    return job.block.width > 16 ? small_blocks<2, finish, Fast>(job, pixels, count)
+                                : small_blocks<1, finish, Fast>(job, pixels, count);
+}
+
+inline int64_t small_blocks(const Job& job, const Pixels& pixels, int64_t count) {
+    const int32_t* ints = job.record->ints;
+    if (job.finish == FINISH_PLAIN) return small_blocks<FINISH_PLAIN, FastFinish>(job, pixels, count);
+    if (job.finish == FINISH_RESIDUAL) return small_blocks<FINISH_RESIDUAL, FastFinish>(job, pixels, count);
+    int64_t done = 0;
+    if (job.type != FXQ_U8 || ints[9] == FXQ_IDENTITY || ints[13] || !job.bounded) return done;
+    with_function(ints[9], [&](auto tag) {
+        done = small_blocks<FINISH_PLAIN, FunctionFinish<decltype(tag)::value>>(job, pixels, count);
+    });
+    return done;
+}
+
+// All of `count` pixels.
+inline void run_pixels(const Job& job, const Pixels& pixels, int64_t count) {
+    alignas(64) int32_t sums[STRIP * BLOCK];
+    int64_t first = small_blocks(job, pixels, count);
+    while (first < count) {
+        const int64_t last = job.finish == FINISH_ANY && first + STRIP < count ? first + STRIP : count;
+        large_blocks(job, pixels, first, last, sums);
+        if (job.finish == FINISH_ANY) finish_memory(job, pixels, first, last - first, sums);
+        first = last;
+    }
 }
 
 }  // namespace FXQ_NS

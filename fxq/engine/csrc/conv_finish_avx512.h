@@ -61,26 +61,54 @@ struct FastFinish {
             a1 = whole<finish>(a1, 1, ra);
             b1 = whole<finish>(b1, 1, rb);
         }
-        const __m512i codes = pack(a0, a1, b0, b1);
+        put(pixels, p, q, pack(a0, a1, b0, b1));
+    }
+
+    void put(const Pixels& pixels, int64_t p, int64_t q, __m512i codes) const {
         _mm256_mask_storeu_epi8(pixels.y[p] + first, mask, _mm512_castsi512_si256(codes));
         if (q != p) _mm256_mask_storeu_epi8(pixels.y[q] + first, mask, _mm512_extracti64x4_epi64(codes, 1));
     }
 };
 
-// Sums in memory, [pixel][32]: any function, values of any size, a u8 residual or none.
+// FastFinish with a function behind; of bounded results without a residual.
 template <int function>
+struct FunctionFinish : FastFinish {
+    const __m512 inverse;
+    const Activation<function> activation;
+
+    explicit FunctionFinish(const Job& job)
+        : FastFinish(job), inverse(_mm512_set1_ps(job.record->floats[2])), activation(job.record->floats + 3) {}
+
+    __m512i scaled(__m512i sum, int v) const {
+        const __m512 real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[v], bias[v]);
+        return _mm512_cvtps_epi32(_mm512_mul_ps(activation(real), inverse));
+    }
+
+    template <int>
+    void pair(const Pixels& pixels, int64_t p, int64_t q, __m512i a0, __m512i a1, __m512i b0, __m512i b1,
+              int vectors) const {
+        a0 = scaled(a0, 0), b0 = scaled(b0, 0);
+        if (vectors == 2) a1 = scaled(a1, 1), b1 = scaled(b1, 1);
+        put(pixels, p, q, pack(a0, a1, b0, b1));
+    }
+};
+
+// Sums in memory, [pixel][32]: any function, a u8 residual or none. `clamps`: values may leave the range of s32.
+template <int function, bool clamps>
 inline void finish_codes(const Job& job, const Pixels& pixels, int64_t first, int64_t count, const int32_t* sums) {
     const FastFinish fast(job);
     const fxq_operation& record = *job.record;
     const Codes codes = codes_of(record);
     const F inverse = set(record.floats[2]);
+    const Activation<function> activation(record.floats + 3);
     const bool residual = record.ints[13] == 1;
     const auto whole = [&](const int32_t* sum, int v, const uint8_t* r) {
         F real = fma(to_float(load_int(sum + 16 * v)), fast.scale[v], fast.bias[v]);
         if (residual) real = fast.with_residual(real, v, r);
-        real = apply<function>(record.floats + 3, real);
+        real = activation(real);
         if (function != FXQ_IDENTITY) real = mul(real, inverse);
-        return to_int(maximum(minimum(real, codes.high), codes.low));
+        if (clamps) real = maximum(minimum(real, codes.high), codes.low);
+        return to_int(real);
     };
     for (int64_t p = 0; p < count; p += 2, sums += 2 * BLOCK) {
         const int64_t q = p + 1 < count ? p + 1 : p;
@@ -101,7 +129,8 @@ inline void finish_codes(const Job& job, const Pixels& pixels, int64_t first, in
 inline void finish_memory(const Job& job, const Pixels& pixels, int64_t first, int64_t count, const int32_t* sums) {
     if (job.type != FXQ_U8 || job.record->ints[13] == 2) return finish_any(job, pixels, first, count, sums);
     with_function(job.record->ints[9], [&](auto tag) {
-        finish_codes<decltype(tag)::value>(job, pixels, first, count, sums);
+        if (job.bounded) return finish_codes<decltype(tag)::value, false>(job, pixels, first, count, sums);
+        finish_codes<decltype(tag)::value, true>(job, pixels, first, count, sums);
     });
 }
 

@@ -23,7 +23,7 @@ struct Job {
     const fxq_operation* record;
     int32_t type;  // of the output
     Finish finish;
-    bool small;
+    bool small, bounded;  // see ConvState
     const Segment* segments;
     int64_t segment_count;
     Block block;
@@ -39,6 +39,7 @@ inline void finish_pixels(const Job& job, const Pixels& pixels, int64_t first, i
     const Codes codes = codes_of(record);
     const F scale = set(record.floats[0]), offset = set(record.floats[1]), inverse = set(record.floats[2]);
     const int32_t kind = record.ints[13];
+    const Activation<function> activation(record.floats + 3);
     for (int64_t c = 0; c < job.block.width; c += LANES) {
         const int64_t left = job.block.width - c, channel = job.block.first + c;
         const F factor = load(job.scale + c), bias = load(job.bias + c);
@@ -47,7 +48,7 @@ inline void finish_pixels(const Job& job, const Pixels& pixels, int64_t first, i
             if (kind == 1) v = fma(to_float(bytes_partial(pixels.r[first + p] + channel, left)), scale, add(v, offset));
             if (kind == 2)
                 v = add(v, load_partial(reinterpret_cast<const float*>(pixels.r[first + p]) + channel, left));
-            v = apply<function>(record.floats + 3, v);
+            v = activation(v);
             if (job.type == FXQ_F32) {
                 store_partial(reinterpret_cast<float*>(pixels.y[first + p]) + channel, v, left);
                 continue;

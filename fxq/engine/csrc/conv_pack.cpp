@@ -102,6 +102,22 @@ bool is_small(const Operation& op) {
     return true;
 }
 
+// A bound of |f(v) * inverse| where |v| <= most, or infinity.
+double result_bound(const Operation& op, double most) {
+    switch (op.record.ints[9]) {
+        case FXQ_IDENTITY: return most;
+        case FXQ_SILU:
+        case FXQ_SIGMOID:
+        case FXQ_TANH:
+        case FXQ_GELU:
+        case FXQ_GELU_TANH:
+        case FXQ_HARDSWISH:
+        case FXQ_HARDSIGMOID:
+        case FXQ_MISH: return (most + 1) * fmax(1.0, fabs(static_cast<double>(op.record.floats[2])));
+        default: return INFINITY;
+    }
+}
+
 }  // namespace
 
 ConvState::~ConvState() {}
@@ -120,7 +136,7 @@ bool values_bounded(const Operation& op) {
         memcpy(&bias, op.constant[3].as<uint8_t>() + 4 * c, 4);
         const double most = 255.0 * static_cast<double>(sum) + fabs(static_cast<double>(start));
         const double real = most * fabs(static_cast<double>(scale)) + fabs(static_cast<double>(bias)) + extra;
-        if (!(most < 2147483000.0 && real < 1073741824.0)) return false;  // also where something is not a number
+        if (!(most < 2147483000.0 && result_bound(op, real) < 1073741824.0)) return false;  // also where something is not a number
     }
     return true;
 }

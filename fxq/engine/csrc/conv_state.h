@@ -31,8 +31,8 @@ struct ConvState : State {
     bool small = false;       // every |weight| <= 64: two products and their sum fit 16 bits
 };
 
-// Whether |fma(acc, scale, bias)| and the residual stay below 2^30 whatever the input: the conversion to s32 is then
-// exact without bounding the value first. Of dense and depthwise layers.
+// Whether |fma(acc, scale, bias)| with the residual, and after a function its scaled result, stay below 2^30 whatever the
+// input: the conversion to s32 is then exact without bounding the value first. Of dense and depthwise layers.
 bool values_bounded(const Operation& op);
 
 // Fills `state` with panels whose steps have `unit` bytes of input (a multiple of 4). Returns nullptr or why not.

@@ -78,6 +78,7 @@ inline Job job_of(const Operation& op, const ConvState& state, int64_t number) {
     job.type = op.output->type;
     job.finish = finish_of(op, state);
     job.small = state.small;
+    job.bounded = state.bounded;
     job.segments = state.segments.as<Segment>();
     job.segment_count = state.segment_count;
     job.block = state.blocks.as<Block>()[number];

@@ -4,7 +4,7 @@
 #define FXQ_FUNCTIONS_H
 
 #include "abi.h"
-#include "vec.h"
+#include "silu.h"
 
 namespace fxq {
 namespace FXQ_NS {
@@ -79,28 +79,38 @@ inline F mish(F v) {
     return mul(v, div(top, add(top, rest)));
 }
 
-// An activation known when compiling. `params`: see enum fxq_function.
+// An activation known when compiling, with what it keeps over a loop. `params`: see enum fxq_function.
 template <int function>
-inline F apply(const float* params, F v) {
-    const F zero = set(0.0f);
-    if (function == FXQ_SILU) return mul(v, sigmoid(v));
-    if (function == FXQ_SIGMOID) return sigmoid(v);
-    if (function == FXQ_TANH) return hyperbolic_tangent(v);
-    if (function == FXQ_GELU) return gelu(v);
-    if (function == FXQ_GELU_TANH) {  // v/2 (1 + tanh(u)) = v sigmoid(2u)
-        const F cubic = fma(mul(v, v), set(0.0713548162726f), set(1.5957691216057308f));
-        return mul(v, sigmoid(mul(v, cubic)));
+struct Activation {
+    const float* params;
+
+    explicit Activation(const float* parameters) : params(parameters) {}
+
+    F operator()(F v) const {
+        const F zero = set(0.0f);
+        if (function == FXQ_SIGMOID) return sigmoid(v);
+        if (function == FXQ_TANH) return hyperbolic_tangent(v);
+        if (function == FXQ_GELU) return gelu(v);
+        if (function == FXQ_GELU_TANH) {  // v/2 (1 + tanh(u)) = v sigmoid(2u)
+            const F cubic = fma(mul(v, v), set(0.0713548162726f), set(1.5957691216057308f));
+            return mul(v, sigmoid(mul(v, cubic)));
+        }
+        if (function == FXQ_HARDSWISH)
+            return mul(mul(v, clip(add(v, set(3.0f)), zero, set(6.0f))), set(1.0f / 6.0f));
+        if (function == FXQ_HARDSIGMOID) return mul(clip(add(v, set(3.0f)), zero, set(6.0f)), set(1.0f / 6.0f));
+        if (function == FXQ_LEAKY_RELU) return select(less(v, zero), mul(v, set(params[0])), v);
+        if (function == FXQ_ELU)
+            return select(less(v, zero), mul(set(params[0]), sub(exponential(minimum(v, zero)), set(1.0f))), v);
+        if (function == FXQ_CLIP) return clip(v, set(params[0]), set(params[1]));
+        if (function == FXQ_MISH) return mish(v);
+        return v;
     }
-    if (function == FXQ_HARDSWISH)
-        return mul(mul(v, clip(add(v, set(3.0f)), zero, set(6.0f))), set(1.0f / 6.0f));
-    if (function == FXQ_HARDSIGMOID) return mul(clip(add(v, set(3.0f)), zero, set(6.0f)), set(1.0f / 6.0f));
-    if (function == FXQ_LEAKY_RELU) return select(less(v, zero), mul(v, set(params[0])), v);
-    if (function == FXQ_ELU)
-        return select(less(v, zero), mul(set(params[0]), sub(exponential(minimum(v, zero)), set(1.0f))), v);
-    if (function == FXQ_CLIP) return clip(v, set(params[0]), set(params[1]));
-    if (function == FXQ_MISH) return mish(v);
-    return v;
-}
+};
+
+template <>
+struct Activation<FXQ_SILU> : Silu {
+    explicit Activation(const float*) {}
+};
 
 // Calls body(Function<f>()), so that a loop inside of it is compiled for each function.
 template <int function>
@@ -129,14 +139,15 @@ inline void with_function(int function, const Body& body) {
 // Applies a function in place to `count` values, rounded up to full vectors.
 inline void apply_all(int function, const float* params, float* values, int64_t count) {
     with_function(function, [&](auto tag) {
-        for (int64_t i = 0; i < count; i += LANES) store(values + i, apply<decltype(tag)::value>(params, load(values + i)));
+        const Activation<decltype(tag)::value> activation(params);
+        for (int64_t i = 0; i < count; i += LANES) store(values + i, activation(load(values + i)));
     });
 }
 
 // An activation known only when running, of one vector.
 inline F apply(int function, const float* params, F v) {
     F result = v;
-    with_function(function, [&](auto tag) { result = apply<decltype(tag)::value>(params, v); });
+    with_function(function, [&](auto tag) { result = Activation<decltype(tag)::value>(params)(v); });
     return result;
 }
 

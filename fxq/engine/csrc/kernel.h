@@ -129,13 +129,14 @@ inline void piece(int64_t lines, int64_t count, int64_t i, int64_t* begin, int64
 }
 
 // The usual answer of `tasks`: `lines` lines (rows of all images) of `cost` bytes or operations each, several pieces a
-// thread for balance, none below `least`.
+// thread for balance, as many for each, none below `least`.
 inline int64_t split(int64_t lines, int64_t cost, int64_t least, int threads) {
     if (threads <= 1) return 1;
     int64_t pieces = lines * cost / (least > 0 ? least : 1);
     const int64_t wanted = 4 * static_cast<int64_t>(threads);
     if (pieces > wanted) pieces = wanted;
     if (pieces > lines) pieces = lines;
+    if (pieces > threads) pieces -= pieces % threads;
     return pieces < 1 ? 1 : pieces;
 }
 
