@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory --models resnet50 --batch 1 16
 
-Peaks of the process's resident memory: first until the first call has ended, then over twenty more calls, both less what
-it had after importing the runtime, and the whole. Some of a runtime is only read from disk when it is first used, and
-counts as loading.
+Peaks of the process's resident memory: first until the first call has ended, then over twenty more calls, both less
+what it had after importing the runtime, and the whole. Some of a runtime is only read from disk when it is first used,
+and counts as loading.
 """
 
 from __future__ import annotations
