@@ -2,8 +2,9 @@
 
     python -m benchmarks.memory --models resnet50 --batch 1 16
 
-Every number is a peak of the process's resident memory, less what it had after importing the runtime: first until the
-first call has ended, then over twenty more calls.
+Peaks of the process's resident memory: first until the first call has ended, then over twenty more calls, both less
+what it had after importing the runtime, and the whole. Some of a runtime is only read from disk when it is first used,
+and counts as loading.
 """
 
 from __future__ import annotations
@@ -95,11 +96,12 @@ def table(title: str, uses: Sequence[Use]) -> Table:
     """Return a rich table: one row a form, and what failed below with its reason."""
     shown = Table(title=title, title_justify="left")
     shown.add_column("")
-    for heading in ("file", "runtime alone", "peak while loading", "peak while running"):
+    for heading in ("file", "runtime alone", "loading", "running", "whole process"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for use in uses:
         if use.failure is None:
-            numbers = (use.file, use.imported, use.loading, use.running)
+            whole = use.imported + max(use.loading, use.running)
+            numbers = (use.file, use.imported, use.loading, use.running, whole)
             shown.add_row(use.title, *(f"{number / 1e6:.1f} MB" for number in numbers))
     shown.caption = "\n".join(f"{use.title}: {use.failure}" for use in uses if use.failure is not None) or None
     shown.caption_justify = "left"

@@ -17,9 +17,10 @@ namespace fxq {
 namespace {
 
 constexpr size_t MOST_WORKERS = 255;
-// About what waking a worker takes: whoever spins that long before sleeping spends at most twice what he had to.
+// In nanoseconds. A worker spins for about as long as waking it takes: so that costs at most twice what it had to. A
+// job that is shorter is over before a worker that sleeps has come.
 constexpr int64_t AWAKE = 200000;
-constexpr int64_t WORTH_WAKING = 200000;  // of a job: below, it is over before the worker has come
+constexpr int64_t WORTH_WAKING = 200000;
 
 std::atomic<Pool*> current{nullptr};
 std::mutex making;

@@ -71,8 +71,10 @@ def lower_interpolate(low: Lowering, call: OpCall) -> View:
     mixes = settings["mode"] in ("linear", "bilinear")
     if not mixes and settings["mode"] not in ("nearest", "nearest-exact"):
         raise TargetError(f"the engine has no {settings['mode']} interpolation")
-    if mixes and (view.type is not Type.F32 or settings.get("antialias")):
-        raise TargetError(f"the engine has no {settings['mode']} interpolation of codes, and none against aliases")
+    if settings.get("antialias"):
+        raise TargetError("the engine has no interpolation with antialias")
+    if mixes and view.type is not Type.F32:
+        raise TargetError("it mixes codes as numbers")
     source = image_region(low.builder, view)
     sizes = source.size[:2] if count == 4 else source.size[1:2]
     found = [_places(len(sizes), d, sizes, settings) for d in range(len(sizes))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxq.engine.abi import Code
+from fxq.errors import TargetError
 from tests.engine.lowering.graphs import check, int8, planned
 
 
@@ -149,6 +151,17 @@ def test_concatenation_copies_nothing() -> None:
     x = images(2, 5, 8, 8)
     plan = check(int8(Dense(), x), x)
     assert {o.code for o in plan.operations} <= {Code.LOAD, Code.CONV, Code.STORE}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"mode": "bicubic"}, "no bicubic interpolation"), ({"mode": "bilinear", "antialias": True}, "antialias")],
+)
+def test_other_interpolations_are_refused(settings: dict[str, Any], reason: str) -> None:
+    x = images(1, 5, 8, 8)
+    gm = int8(Calls(lambda y: F.interpolate(y, size=(4, 4), **settings)), x)
+    with pytest.raises(TargetError, match=reason):
+        planned(gm, x)
 
 
 class Heads(nn.Module):
