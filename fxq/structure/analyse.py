@@ -69,11 +69,11 @@ def _value(an: Analysis, node: fx.Node, identify: Identifier) -> Value:
         return plain_value(recorded_value(node))
     if node.op == "get_attr":
         return _attribute(an, node)
-    if node.op == "output":
+    if node.op == "output" or _holds_outputs(node):
         for source in node.all_input_nodes:
             protect_value(an.space, an.values[source], "it is an output of the model")
         an.protect_sizes(node, "its length is an output of the model")
-        return None
+        return plain_value(recorded_value(node))
     spec = recorded_value(node)
     if not _holds_tensor(spec):
         return None if read_size(an, node) else an.describe_as_opaque(node, kind_name(_kind(node)))
@@ -87,6 +87,12 @@ def _value(an: Analysis, node: fx.Node, identify: Identifier) -> Value:
     protect_computed(an, op)
     value = rule(an, op)
     return value if _fits(value, spec) else an.describe_as_opaque(node, kind_name(op.kind))
+
+
+def _holds_outputs(node: fx.Node) -> bool:
+    """Whether a node makes a container, such as an ``OrderedDict`` or a dataclass, that is returned and no more."""
+    made = node.op == "call_function" and isinstance(node.target, type) and bool(node.users)
+    return made and all(user.op == "output" or _holds_outputs(user) for user in node.users)
 
 
 def _kind(node: fx.Node) -> Kind:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -70,3 +71,14 @@ def test_the_sets_of_units_of_which_one_must_stay() -> None:
     net = Net(lambda m, x: m.out(m.a(x)[:, 2:5]) + m.both(m.a(x)), a=conv(3, 6), out=conv(3, 4), both=conv(6, 4))
     group = structure_of(net, image()).group("a")
     assert [units.tolist() for units in group.spans] == [[2, 3, 4], [0, 1, 2, 3, 4, 5]]
+
+
+def test_results_in_containers_are_outputs() -> None:
+    def function(m: Any, x: Tensor) -> Any:
+        y = m.a(x)
+        return OrderedDict(out=m.b(y), more=OrderedDict(seen=x.mean()))
+
+    structure = structure_of(Net(function, a=conv(3, 8), b=conv(8, 4)), image())
+    assert not structure.opaque
+    assert [(g.name, g.prunable) for g in structure.groups] == [("a", True), ("b", False)]
+    assert structure.group("b").reason == "it is an output of the model"

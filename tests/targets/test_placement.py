@@ -37,7 +37,7 @@ GOLDEN = {
     "chunk": "Quantize QConv2d chunk getitem getitem QLookup cat QConv2d",
     "tuple_slice": "Quantize QConv2d chunk getitem cat Quantize QConv2d",
     "unbind_stack": "Quantize QConv2d unflatten unbind getitem getitem stack flatten QConv2d",
-    "mul_scalar": "Quantize QConv2d QLookup QLookup QConv2d",
+    "mul_scalar": "Quantize QConv2d QLookup QConv2d",
     "add_alpha": "Quantize QConv2d relu add Quantize QConv2d",
     "add_constant": "Quantize QConv2d add Quantize QConv2d",
     "nearest": "Quantize QConv2d interpolate QConv2d",
