@@ -56,9 +56,13 @@ def _encoder(to: Writer, encoder: nn.TransformerEncoder, given: Arguments) -> fx
     mask = _self_mask(to, layers[0], own)
     for i, layer in enumerate(layers):
         x = _encoder_layer(to.below(f"layers.{i}"), layer, x, mask)
-    if encoder.use_nested_tensor and _scores(own) is None and isinstance(_padding(own), fx.Node):
+    if _cuts_padding(encoder) and _scores(own) is None and isinstance(_padding(own), fx.Node):
         x = _without_padding(to, x, _padding(own))
     return x if encoder.norm is None else to.module("norm", encoder.norm, x)
+
+
+def _cuts_padding(encoder: nn.TransformerEncoder) -> bool:
+    return bool(getattr(encoder, "use_nested_tensor", False)) and bool(torch.backends.mha.get_fastpath_enabled())
 
 
 def _without_padding(to: Writer, x: fx.Node, padding: fx.Node) -> fx.Node:

@@ -56,5 +56,6 @@ def _inline(node: fx.Node, source: fx.Node, other: fx.Node, rw: Rewriter) -> Non
         rw.refuse("number", node, f"`{source.target}` is {number}")
         return
     with rw.rule("number", node):
-        rw.update(node, args=fx.map_arg(node.args, lambda n: number if n is source else n))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: number if n is source else n)
+        rw.update(node, args=args, kwargs=kwargs)
         rw.erase_unused(source)
