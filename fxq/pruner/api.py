@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from fxq.errors import InputError, nearest
 from fxq.ir.shapes import is_recorded
 from fxq.manager import Report
 from fxq.manager.report import attach_report, report_of
+from fxq.pruner.collector import collector_paused
 from fxq.pruner.latency import Stopwatch
 from fxq.pruner.mending import Mending
 from fxq.pruner.preparation import bind_inputs, prepare
@@ -129,11 +131,13 @@ def prune(
     inputs = bind_inputs(model, example_inputs)
     if plan is not None:
         plan.check(model)
-    run = _start(model, inputs, goal, check, mend)
-    if goal is None:
-        assert plan is not None
-        return _replay(model, run, plan)
-    return _run_steps(model, run, chooser, goal, Evidence(data, loss, progress), parts, finetune)
+    alone = data is None and finetune is None and not callable(criterion)  # no code of the user's runs but the model's
+    with collector_paused() if alone else contextlib.nullcontext():
+        run = _start(model, inputs, goal, check, mend)
+        if goal is None:
+            assert plan is not None
+            return _replay(model, run, plan)
+        return _run_steps(model, run, chooser, goal, Evidence(data, loss, progress), parts, finetune)
 
 
 def plan_of(pruned: fx.GraphModule) -> Plan:
