@@ -1,4 +1,7 @@
-"""Golden files: text that a test makes, kept beside the test as ``golden/<name>.txt``."""
+"""What all tests share: the same random numbers in any order of tests, and golden files.
+
+A golden file is text that a test makes, kept beside the test as ``golden/<name>.txt``.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 Golden = Callable[[str, str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="write the golden files anew instead of comparing")
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Let no test's random numbers depend on which tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
