@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxq.ir.interpreter import GraphInterpreter
 from fxq.ir.ops import DROPOUTS, SPECS
 from fxq.ir.shapes import bind_placeholders
 from fxq.pruning.masked_norms import MASKED_NORMS
@@ -35,7 +36,7 @@ def steps(interpreter: fx.Interpreter, inputs: ModelInputs) -> Iterator[tuple[fx
             del interpreter.env[unused]
 
 
-class Masked(fx.Interpreter):
+class Masked(GraphInterpreter):
     """Runs a copy of the dense graph and masks every value.
 
     Args:

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxq.errors import VerifyError
+from fxq.ir.interpreter import GraphInterpreter
 from fxq.pruning.masked_run import Masked, deterministic, stays, steps
 from fxq.structure.analysis import Value
 from fxq.structure.group import Mask
@@ -70,7 +71,7 @@ def compare_with_masked(structure: Structure, keep: Keep, pruned: fx.GraphModule
         VerifyError: the dense graph does, and the pruned one does not.
     """
     kept = structure.kept(keep)
-    gaps = _gaps(structure, kept, Masked(structure, kept), fx.Interpreter(deterministic(pruned)), inputs)
+    gaps = _gaps(structure, kept, Masked(structure, kept), GraphInterpreter(deterministic(pruned)), inputs)
     noise: dict[str, float] = {}
     if any(gap.relative() > _TOLERANCE for gap in gaps):
         disturbed = Masked(structure, kept, _JITTER)

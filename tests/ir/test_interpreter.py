@@ -46,3 +46,18 @@ def test_such_a_function_compiles_profiles_and_saves_nothing_of_what_it_wrote() 
     with torch.no_grad():
         assert fxq.compare(model, gm, [x]).output.sqnr_db > 25
     assert fxq.profile(model, x).macs == 2 * 16
+
+
+def test_pruning_compares_with_the_masked_model_through_such_a_function() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.clips = Clips()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.b(torch.relu(self.a(self.clips(x))))
+            return out
+
+    pruned = fxq.prune(Net().eval(), torch.randn(2, 4), ratio=0.5)
+    assert pruned.get_submodule("a").out_features == 4

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from fxq.analysis.running import evaluation
 from fxq.errors import CalibrationError, FxqError, InputError, nearest
 from fxq.ir.identify import identify
+from fxq.ir.interpreter import GraphInterpreter
 from fxq.ir.ops import WEIGHTED
 from fxq.ir.shapes import bind_placeholders
 from fxq.pruning.evidence.chains import Chains
@@ -121,7 +122,7 @@ class _Sums:
         return ChannelStatistics(self._absolute, self._zeros, self._count, tuple(n.name for n in self.nodes))
 
 
-class _Counter(fx.Interpreter):
+class _Counter(GraphInterpreter):
     """Runs a graph without recording anything on it, and adds up what the observed nodes give."""
 
     def __init__(self, gm: fx.GraphModule, sums: Mapping[str, _Sums]) -> None:
