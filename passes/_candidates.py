@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from fxq.errors import InputError, nearest
 from fxq.ir.identify import OpCall, read_attribute
-from fxq.ir.rewriter import Rewriter, shared_tensors
-from fxq.passes._layers import LAYERS, copy_module, opaque_layer
+from fxq.ir.rewriter import Rewriter
+from fxq.passes._layers import LAYERS, copy_module, opaque_layer, shares_weight
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,9 @@ class _Guard:
         assert module is not None
         if id(module) in self._inside:
             return f"`{path}` is also called by `{self._inside[id(module)].target}`, of which it is a part"
-        if shared_tensors(self._rw.gm, module):
-            return f"`{path}` shares its weight with another module"
+        shared = shares_weight(call, self._rw)
+        if shared is not None:
+            return shared
         for name, tensor in module.named_parameters():
             if id(tensor) in self._read:
                 return f"`{path}.{name}` is also read by `{self._read[id(tensor)].name}`"

@@ -13,11 +13,11 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 
 from fxq.ir.identify import OpCall
-from fxq.ir.rewriter import Rewriter, shared_tensors
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.ir.snapshot import kind_text
 from fxq.nn import QDQLinear
-from fxq.passes._layers import LAYERS, called_again, opaque_layer, unusual_arguments
+from fxq.passes._layers import LAYERS, called_again, opaque_layer, shares_weight, unusual_arguments
 from fxq.targets.suitability import reads_shape_only
 
 _POOLS = {f"{mode}_pool{n}d": n for mode in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)}
@@ -92,11 +92,9 @@ def _unfit(call: OpCall, value: fx.Node, axis: int, rw: Rewriter) -> str | None:
     assert call.module is not None
     if call.nodes[0] is not value or value in call.nodes[1:]:
         return f"`{value.name}` is the residual of `{call.node.target}`"
-    reason = called_again(call, rw) or unusual_arguments(call)
+    reason = called_again(call, rw) or unusual_arguments(call) or shares_weight(call, rw)
     if reason is not None:
         return reason
-    if shared_tensors(rw.gm, call.module):
-        return f"`{call.node.target}` shares its weight with another module"
     if axis != channel_axis_in(call.module, _rank(value)):
         return f"`{call.node.target}` reads another axis than the channels of `{value.name}`"
     return None

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.ops import WEIGHTED, Kind
-from fxq.ir.rewriter import Rewriter
+from fxq.ir.rewriter import Rewriter, shared_tensors
 from fxq.ir.snapshot import kind_text
 from fxq.nn import FUSED_LAYERS, Epilogue, fuse_layer
 from fxq.passes._effects import writes
@@ -61,6 +61,13 @@ def called_again(call: OpCall, rw: Rewriter) -> str | None:
         if module is not None and module._modules and any(m is call.module for m in list(module.modules())[1:]):
             return f"`{call.node.target}` is also called by `{node.target}`, of which it is a part"
     return None
+
+
+def shares_weight(call: OpCall, rw: Rewriter) -> str | None:
+    """Say that the module of ``call`` shares a parameter with another one, or None: then it may get other values."""
+    assert call.module is not None
+    shared = shared_tensors(rw.gm, call.module)
+    return f"`{call.node.target}` shares its weight with another module" if shared else None
 
 
 def unusual_arguments(call: OpCall) -> str | None:

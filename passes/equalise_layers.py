@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxq.ir.identify import OpCall
-from fxq.ir.rewriter import Rewriter, shared_tensors
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
@@ -19,7 +19,7 @@ from fxq.manager.context import PassContext
 from fxq.passes._batch_run import arguments_at
 from fxq.passes._channel_readers import Readers, channel_axis_in, channel_readers
 from fxq.passes._equalised_weights import Limit, scale_by_weights
-from fxq.passes._layers import LAYERS, called_again, epilogue_of, unusual_arguments
+from fxq.passes._layers import LAYERS, called_again, epilogue_of, shares_weight, unusual_arguments
 from fxq.passes._observed import first_batches
 from fxq.passes._scaling_search import search_scales
 from fxq.passes._scaling_trial import Scaling, Trial, channel_ranges
@@ -117,10 +117,7 @@ def _unfit(call: OpCall, rw: Rewriter) -> str | None:
         return f"`{call.node.target}` adds a residual, which would have to share its factors"
     if epilogue.activation not in _HOMOGENEOUS and _ceiling(call) is None:
         return f"`{call.node.target}` ends in {epilogue}, which no factor of a channel passes"
-    reason = called_again(call, rw) or unusual_arguments(call)
-    if reason is None and shared_tensors(rw.gm, call.module):
-        return f"`{call.node.target}` shares its weight with another module"
-    return reason
+    return called_again(call, rw) or unusual_arguments(call) or shares_weight(call, rw)
 
 
 def _ceiling(call: OpCall) -> float | None:

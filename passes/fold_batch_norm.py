@@ -14,11 +14,19 @@ from fxq.ir.identify import OpCall
 from fxq.ir.matcher import Rule, RuleTable
 from fxq.ir.ops import CONV_TRANSPOSES, CONVS, WEIGHTED
 from fxq.ir.pattern import Anything, Match, call
-from fxq.ir.rewriter import Rewriter, shared_tensors
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Numerics, RulePass
 from fxq.passes._affine import ChannelAffine, fold_behind, fold_in_front, pads
-from fxq.passes._layers import FUSED, called_again, describe_producer, epilogue_of, opaque_layer, write_between
+from fxq.passes._layers import (
+    FUSED,
+    called_again,
+    describe_producer,
+    epilogue_of,
+    opaque_layer,
+    shares_weight,
+    write_between,
+)
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _RANK_OF_NORM: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
@@ -128,12 +136,7 @@ def _unfit(layer: OpCall, norm: OpCall, rw: Rewriter) -> str | None:
         return f"`{norm.node.target}` is in training mode: it normalises with the statistics of each batch"
     if norm.module.running_mean is None or norm.module.running_var is None:
         return f"`{norm.node.target}` has no running statistics: it normalises with those of each batch"
-    again = called_again(layer, rw)
-    if again is not None:
-        return again
-    if shared_tensors(rw.gm, layer.module):
-        return f"`{layer.node.target}` shares its weight with another module"
-    return _not_finite(norm) or _not_finite(layer)
+    return called_again(layer, rw) or shares_weight(layer, rw) or _not_finite(norm) or _not_finite(layer)
 
 
 def _not_finite(found: OpCall) -> str | None:

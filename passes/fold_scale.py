@@ -10,12 +10,12 @@ from torch import Tensor, fx, nn
 
 from fxq.ir.identify import OpCall, read_attribute
 from fxq.ir.ops import CONV_TRANSPOSES, CONVS, WEIGHTED, is_finite_number
-from fxq.ir.rewriter import Rewriter, shared_tensors
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._affine import ChannelAffine, fold_behind
-from fxq.passes._layers import called_again, describe_producer
+from fxq.passes._layers import called_again, describe_producer, shares_weight
 from fxq.passes._written import written_attributes
 
 #: ``f(s x) = s f(x)`` for every s that is not negative.
@@ -36,9 +36,9 @@ class FoldScale(Pass):
         return %y
 
     Between the layer and the factor there may be permutations of dimensions, and ReLU or leaky ReLU where no factor is
-    negative. The factor is a number, or a parameter or
-    buffer with one value for each output channel. W' and b' are computed in float64 and rounded to the dtype of the
-    layer; the layer's node keeps its id, name and path, and its new weights do not train.
+    negative. The factor is a number, or a parameter or buffer with one value for each output channel. W' and b' are
+    computed in float64 and rounded to the dtype of the layer; the layer's node keeps its id, name and path, and its
+    new weights do not train.
 
     Refused: factors that differ along another dimension, a layer that is called twice or shares its weights, values
     between that are used elsewhere, factors that are not finite.
@@ -157,9 +157,4 @@ def _unfit(layer: OpCall, axis: int | None, rw: Rewriter) -> str | None:
         return "the shapes are not known without example inputs"
     if axis is not None and axis != _channel_axis(layer):
         return f"the factor differs along another dimension than the channels of `{layer.node.target}`"
-    again = called_again(layer, rw)
-    if again is not None:
-        return again
-    if shared_tensors(rw.gm, layer.module):
-        return f"`{layer.node.target}` shares its weight with another module"
-    return None
+    return called_again(layer, rw) or shares_weight(layer, rw)

@@ -9,14 +9,14 @@ from torch import Tensor, fx
 
 from fxq.errors import InputError
 from fxq.ir.identify import OpCall
-from fxq.ir.rewriter import Rewriter, shared_tensors
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import arguments_at
 from fxq.passes._channel_readers import Readers, channel_readers
-from fxq.passes._layers import LAYERS, called_again, describe_producer, epilogue_of, unusual_arguments
+from fxq.passes._layers import LAYERS, called_again, describe_producer, epilogue_of, shares_weight, unusual_arguments
 from fxq.passes._observed import first_batches
 from fxq.passes._scaling_search import search_scales
 from fxq.passes._scaling_trial import Scaling, Trial
@@ -129,7 +129,5 @@ def _unfit(call: OpCall, rw: Rewriter) -> str | None:
         epilogue = epilogue_of(call.module)
         if epilogue.add or epilogue.activation not in _HOMOGENEOUS:
             return f"`{path}` ends in {epilogue}, which no factor of a channel passes"
-    reason = called_again(call, rw) or (unusual_arguments(call) if call.kind in LAYERS else None)
-    if reason is None and shared_tensors(rw.gm, call.module):
-        return f"`{path}` shares its weight with another module"
-    return reason
+    unusual = called_again(call, rw) or (unusual_arguments(call) if call.kind in LAYERS else None)
+    return unusual or shares_weight(call, rw)

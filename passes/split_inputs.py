@@ -14,7 +14,7 @@ from fxq.errors import InputError
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import SPECS
 from fxq.ir.provenance import node_info
-from fxq.ir.rewriter import Rewriter, clone_parameter, shared_tensors
+from fxq.ir.rewriter import Rewriter, clone_parameter
 from fxq.ir.shapes import tensor_spec
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
@@ -22,7 +22,7 @@ from fxq.manager.context import PassContext
 from fxq.manager.running import ensure_recorded, run_on_copy
 from fxq.passes._batch_run import Args, arguments_at
 from fxq.passes._channel_readers import channel_axis_in
-from fxq.passes._layers import called_again, copy_module
+from fxq.passes._layers import called_again, copy_module, shares_weight
 from fxq.passes._observed import quantised, seen_batches
 from fxq.passes._products import macs
 from fxq.passes._side_by_side import Rounding, without_epilogue
@@ -190,8 +190,7 @@ def _unfit(reader: OpCall, observed: fx.Node, rw: Rewriter) -> str | None:
         return f"`{reader.node.name}` reads it, which is no layer"
     if getattr(layer, "groups", 1) != 1 or getattr(layer, "transposed", False):
         return f"`{reader.node.target}` is a {'transposed' if layer.transposed else 'grouped'} convolution"
-    shares = f"`{reader.node.target}` shares its weight with another module"
-    return called_again(reader, rw) or (shares if shared_tensors(rw.gm, layer) else None)
+    return called_again(reader, rw) or shares_weight(reader, rw)
 
 
 def _repeated(layer: nn.Module, copies: int) -> nn.Module:
