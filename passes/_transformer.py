@@ -26,12 +26,11 @@ _Block = Callable[[fx.Node], fx.Node]
 def write_transformer(to: Writer, module: nn.Module, given: Arguments) -> fx.Node:
     """Write out one of :data:`TRANSFORMERS`, called with the arguments ``given``, and return its result."""
     if isinstance(module, nn.TransformerEncoderLayer):
-        return _encoder_layer(to, module, given["src"], _self_mask(to, module, given))
+        return _encoder_layer(to, module, given["src"], _mask(to, given, "src", module.self_attn))
     if isinstance(module, nn.TransformerEncoder):
         return _encoder(to, module, given)
     if isinstance(module, nn.TransformerDecoderLayer):
-        masks = _self_mask(to, module, given), _memory_mask(to, module, given)
-        return _decoder_layer(to, module, given["tgt"], given["memory"], *masks)
+        return _decoder_layer(to, module, given["tgt"], given["memory"], *_decoder_masks(to, module, given))
     if isinstance(module, nn.TransformerDecoder):
         return _decoder(to, module, given)
     assert isinstance(module, nn.Transformer)
@@ -46,18 +45,17 @@ TRANSFORMERS: dict[type[nn.Module], str] = {
     nn.TransformerDecoder: "decoder",
     nn.Transformer: "transformer",
 }
-#: The names that the modules give to the mask and the padding of what attends to itself, and of the memory.
-_SCORES, _PADDING = ("src_mask", "mask", "tgt_mask"), ("src_key_padding_mask", "tgt_key_padding_mask")
 
 
 def _encoder(to: Writer, encoder: nn.TransformerEncoder, given: Arguments) -> fx.Node:
-    x, own = given["src"], {k: v for k, v in given.items() if not k.startswith("tgt")}
+    x = given["src"]
     layers = [m for m in encoder.layers if isinstance(m, nn.TransformerEncoderLayer)]
-    mask = _self_mask(to, layers[0], own)
+    mask = _mask(to, given, "src", layers[0].self_attn)
     for i, layer in enumerate(layers):
         x = _encoder_layer(to.below(f"layers.{i}"), layer, x, mask)
-    if _cuts_padding(encoder) and _scores(own) is None and isinstance(_padding(own), fx.Node):
-        x = _without_padding(to, x, _padding(own))
+    scores, padding = _given_masks(given, "src")
+    if _cuts_padding(encoder) and scores is None and padding is not None:
+        x = _without_padding(to, x, padding)
     return x if encoder.norm is None else to.module("norm", encoder.norm, x)
 
 
@@ -81,29 +79,28 @@ def _without_padding(to: Writer, x: fx.Node, padding: fx.Node) -> fx.Node:
 
 
 def _decoder(to: Writer, decoder: nn.TransformerDecoder, given: Arguments) -> fx.Node:
-    x, own = given["tgt"], {k: v for k, v in given.items() if not k.startswith("src")}
+    x = given["tgt"]
     layers = [m for m in decoder.layers if isinstance(m, nn.TransformerDecoderLayer)]
-    masks = _self_mask(to, layers[0], own), _memory_mask(to, layers[0], own)
+    masks = _decoder_masks(to, layers[0], given)
     for i, layer in enumerate(layers):
         x = _decoder_layer(to.below(f"layers.{i}"), layer, x, given["memory"], *masks)
     return x if decoder.norm is None else to.module("norm", decoder.norm, x)
 
 
-def _scores(given: Arguments) -> Any:
-    return next((given[name] for name in _SCORES if given.get(name) is not None), None)
+def _decoder_masks(
+    to: Writer, layer: nn.TransformerDecoderLayer, given: Arguments
+) -> tuple[Mask | None, Mask | None]:  # fmt: skip
+    return _mask(to, given, "tgt", layer.self_attn), _mask(to, given, "memory", layer.multihead_attn)
 
 
-def _padding(given: Arguments) -> Any:
-    return next((given[name] for name in _PADDING if given.get(name) is not None), None)
+def _mask(to: Writer, given: Arguments, side: str, attention: nn.MultiheadAttention) -> Mask | None:
+    return write_mask(to, *_given_masks(given, side), attention.num_heads)
 
 
-def _self_mask(to: Writer, layer: Layer, given: Arguments) -> Mask | None:
-    return write_mask(to, _scores(given), _padding(given), layer.self_attn.num_heads)
-
-
-def _memory_mask(to: Writer, layer: nn.TransformerDecoderLayer, given: Arguments) -> Mask | None:
-    heads = layer.multihead_attn.num_heads
-    return write_mask(to, given.get("memory_mask"), given.get("memory_key_padding_mask"), heads)
+def _given_masks(given: Arguments, side: str) -> tuple[Any, Any]:
+    """The mask of the scores and the padding of the keys that a module is given: ``side`` is src, tgt or memory."""
+    scores = given.get("mask") if side == "src" and "mask" in given else given.get(f"{side}_mask")  # of an encoder
+    return scores, given.get(f"{side}_key_padding_mask")
 
 
 def _encoder_layer(to: Writer, layer: nn.TransformerEncoderLayer, x: fx.Node, mask: Mask | None) -> fx.Node:
@@ -152,11 +149,10 @@ def transformer_reason(module: nn.Module, given: Arguments) -> str | None:
 
 def _masks_reason(given: Arguments) -> str | None:
     for side in ("src", "tgt", "memory"):
-        scores = given.get(f"{side}_mask", given.get("mask") if side == "src" else None)
         query = given.get("tgt") if side == "memory" else given.get(side)
         if not isinstance(query, fx.Node):
             continue
-        reason = mask_reason(scores, given.get(f"{side}_key_padding_mask"), query)
+        reason = mask_reason(*_given_masks(given, side), query)
         if reason is not None:
             return reason
     return None
