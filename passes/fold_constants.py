@@ -78,10 +78,6 @@ class FoldConstants(Pass):
                 values[node] = node.target(*args, **kwargs)
 
 
-def _given(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
-    return bool(node.all_input_nodes) and all(n in values for n in node.all_input_nodes)
-
-
 def _stored(node: fx.Node, value: Tensor, rw: Rewriter) -> fx.Node:
     """Keep a copy of ``value``, which may be a view of a parameter, and return a read of it."""
     holder = torch.nn.Module()

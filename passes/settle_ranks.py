@@ -42,15 +42,12 @@ class SettleRanks(Pass):
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         known: dict[fx.Node, Any] = {}
         for node in rw.nodes():
-            if _is_rank(node):
-                known[node] = _rank(node)
-            elif node.target in _FUNCTIONS and node.op == "call_function" and not node.kwargs:
-                known[node] = _computed(node, known)
+            value = _rank(node) if _is_rank(node) else _computed(node, known)
+            if value is not None:
+                known[node] = value
             elif node.target is torch._assert and node.args and known.get(node.args[0]) is True:  # type: ignore[arg-type]
                 with rw.rule("settled_check", node):
                     rw.erase(node)
-            if known.get(node) is None:
-                known.pop(node, None)
         for node, value in known.items():
             users = [u for u in node.users if u not in known]
             if not users:
@@ -82,6 +79,9 @@ def _rank(node: fx.Node) -> int | None:
 
 
 def _computed(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    """What follows from known numbers; None of anything else."""
+    if node.op != "call_function" or node.target not in _FUNCTIONS or node.kwargs:
+        return None
     if not node.all_input_nodes or any(n not in known for n in node.all_input_nodes):
         return None
     args: Any = fx.map_arg(node.args, known.__getitem__)

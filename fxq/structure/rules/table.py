@@ -114,9 +114,8 @@ def rule_of(op: OpCall) -> tuple[Rule | None, OpCall]:
     """
     if op.module is not None and (has_hooks(op.module) or is_parametrized(op.module) or "forward" in vars(op.module)):
         return None, op
-    if op.kind is getattr and op.node.args[1] in ("T", "mT"):
-        shape = recorded_value(op.node)
-        return (moves.turned if op.node.args[1] == "mT" or len(shape.shape) == 2 else None), op
+    if op.kind is getattr and op.node.args[1] == "T":
+        return (moves.turned if len(recorded_value(op.node).shape) == 2 else None), op
     if isinstance(op.kind, str) and op.kind in RULES:
         return RULES[op.kind], op
     if isinstance(op.kind, type):
