@@ -33,7 +33,7 @@ _WIDTH = 120
 #: fxq's passes that run the calibration data.
 DATA: Final = frozenset({
     "calibrate", "correct_bias", "correct_bias_accurately", "equalise_layers", "reestimate_batch_norm",
-    "round_adaptively", "smooth_quant",
+    "round_adaptively", "smooth_quant", "split_inputs",
 })  # fmt: skip
 
 
