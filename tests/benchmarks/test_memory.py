@@ -54,11 +54,11 @@ def test_failures_say_why(save: object, reason: str) -> None:
 
 
 def test_the_peak_starts_again_when_it_is_forgotten() -> None:
-    block = np.ones(50_000_000, np.uint8)
+    block = np.ones(400_000_000, np.uint8)  # far more than the kernel moves in and out of the process meanwhile
     high = memory_worker.status("VmHWM")
     del block
     memory_worker.forget_peak()
-    assert memory_worker.status("VmHWM") < high - 40_000_000
+    assert memory_worker.status("VmHWM") < high - 320_000_000
 
 
 def test_the_table_shows_megabytes_and_reasons() -> None:
