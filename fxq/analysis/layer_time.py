@@ -18,7 +18,8 @@ class LayerTime:
     Attributes:
         seconds: of one call.
         tops: 10^12 operations a second that it reached, 2 for each multiply-add.
-        of_peak: share of the machine's peak of operations.
+        of_peak: share of the machine's peak of operations. More than all of it where the engine gets by with fewer than
+            the layer's own: 3x3 convolutions by Winograd's transforms.
         of_bandwidth: share of the machine's peak of bytes moved; above 1 where they come from a cache.
     """
 

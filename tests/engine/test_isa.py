@@ -77,6 +77,17 @@ def narrow_layer(rng: random.Random) -> Layer:
     )  # fmt: skip
 
 
+def tiled_layer(rng: random.Random) -> Layer:
+    """Return a 3x3 layer of stride 1, with any edge tiles."""
+    padding = rng.choice(((0, 0), (1, 1), (1, 1), (0, 2)))
+    size = (rng.choice((25, 30, 34)) - 2 * padding[0] + 2, rng.choice((20, 24, 31)) - 2 * padding[1] + 2)
+    outputs = rng.choice((16, 31, 64, 97))
+    return Layer(
+        channels=rng.choice((31, 32, 33, 64, 96)), outputs=outputs, size=size, padding=padding,
+        **random_epilogue(rng, outputs),
+    )  # fmt: skip
+
+
 def random_epilogue(rng: random.Random, outputs: int) -> dict[str, Any]:
     """Return mostly codes without a residual, with any activation."""
     return {
@@ -90,7 +101,7 @@ def random_epilogue(rng: random.Random, outputs: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
-@pytest.mark.parametrize("kind", [column_layer, narrow_layer], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [column_layer, narrow_layer, tiled_layer], ids=lambda kind: kind.__name__)
 def test_windows_with_kernels_of_their_own_equal_the_definition(
     isa: str, kind: Callable[[random.Random], Layer]
 ) -> None:

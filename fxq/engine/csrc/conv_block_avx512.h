@@ -25,13 +25,23 @@ inline __m512i four_bytes(const uint8_t* p) {
     return _mm512_set1_epi32(four);
 }
 
-// Assembly, because g++ 12 copies the accumulators of the intrinsic to and from memory in every step.
-inline void dot(__m512i* sum, __m512i inputs, __m512i weights) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "v"(weights));
-}
+// Adds products of four u8 with four s8. Assembly, because g++ 12 copies the accumulators of the intrinsic to and from
+// memory in every step.
+struct Bytes {
+    static void dot(__m512i* sum, __m512i inputs, __m512i weights) {
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "v"(weights));
+    }
+};
+
+// Adds products of two s16 with two s16.
+struct Words {
+    static void dot(__m512i* sum, __m512i inputs, __m512i weights) {
+        __asm__("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "v"(weights));
+    }
+};
 
 // P pixels from `first` on: to codes, or (FINISH_ANY) their sums to memory.
-template <int P, int NV, int finish, class Fast>
+template <int P, int NV, int finish, class Fast, class Kind = Bytes>
 __attribute__((always_inline)) inline void block(const Job& job, const Pixels& pixels, int64_t first,
                                                  const Fast& fast, int32_t* sums) {
     // Variables, because an array of accumulators is written back to memory in every step by g++.
@@ -52,8 +62,8 @@ __attribute__((always_inline)) inline void block(const Job& job, const Pixels& p
 #define FXQ_STEP(i)                                                \
     if (P > i) {                                                   \
         const __m512i inputs = four_bytes(x##i + k);               \
-        dot(&a##i, inputs, w0);                                    \
-        if (NV == 2) dot(&b##i, inputs, w1);                       \
+        Kind::dot(&a##i, inputs, w0);                              \
+        if (NV == 2) Kind::dot(&b##i, inputs, w1);                 \
     }
             FXQ_PIXELS(FXQ_STEP)
 #undef FXQ_STEP

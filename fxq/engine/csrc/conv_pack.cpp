@@ -141,11 +141,15 @@ bool values_bounded(const Operation& op) {
     return true;
 }
 
+bool prepare_blocks(const Operation& op, ConvState* state) {
+    state->bounded = values_bounded(op);
+    return make_blocks(shape_of(op), state) && pack_numbers(op, state);
+}
+
 const char* pack_convolution(const Operation& op, int64_t unit, ConvState* state) {
     const Shape s = shape_of(op);
-    if (!make_segments(op, s, unit, state) || !make_blocks(s, state)) return "out of memory";
+    if (!prepare_blocks(op, state) || !make_segments(op, s, unit, state)) return "out of memory";
     if (!state->panels.allocate(state->block_count * state->panel_bytes)) return "out of memory";
-    if (!pack_numbers(op, state)) return "out of memory";
     const int64_t segment_bytes = state->segments.as<Segment>()->steps * unit;
     for (int64_t b = 0; b < state->block_count; ++b) {
         const Block& block = state->blocks.as<Block>()[b];
@@ -153,7 +157,6 @@ const char* pack_convolution(const Operation& op, int64_t unit, ConvState* state
         for (int64_t lane = 0; lane < block.width; ++lane) pack_channel(op, s, block, lane, segment_bytes, panel);
     }
     state->packed_bytes = state->panels.bytes();
-    state->bounded = values_bounded(op);
     state->small = is_small(op);
     return nullptr;
 }

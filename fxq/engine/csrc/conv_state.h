@@ -35,7 +35,10 @@ struct ConvState : State {
 // input: the conversion to s32 is then exact without bounding the value first. Of dense and depthwise layers.
 bool values_bounded(const Operation& op);
 
-// Fills `state` with panels whose steps have `unit` bytes of input (a multiple of 4). Returns nullptr or why not.
+// Fills in blocks, start, scale, bias and `bounded`. False without memory.
+bool prepare_blocks(const Operation& op, ConvState* state);
+
+// Fills `state`, with panels whose steps have `unit` bytes of input (a multiple of 4). Returns nullptr or why not.
 const char* pack_convolution(const Operation& op, int64_t unit, ConvState* state);
 
 }  // namespace fxq

@@ -8,6 +8,9 @@
 #endif
 #include "conv_narrow.h"
 #include "conv_walk.h"
+#if defined(FXQ_AVX512VNNI)
+#include "conv_winograd.h"
+#endif
 
 namespace fxq {
 namespace FXQ_NS {
@@ -18,8 +21,20 @@ constexpr int64_t L2_PANELS = 384 << 10;  // panels that stay in the second cach
 constexpr int64_t FEW_GROUPS = 16;        // of pixels
 constexpr int64_t LEAST = 1 << 18;        // products of a task: about a microsecond
 
+// The kernel of its own that an operation has, or nullptr.
+const Kernel* kernel_of(const Operation& op) {
+    if (is_narrow(op)) return &narrow_kernel;
+#if defined(FXQ_AVX512VNNI)
+    if (suits_winograd(op)) return &winograd_kernel;
+#endif
+    return nullptr;
+}
+
 const char* prepare(Operation& op) {
-    if (is_narrow(op)) return narrow_kernel.prepare(op);
+    if (const Kernel* own = kernel_of(op)) {
+        op.kernel = own;
+        return own->prepare(op);
+    }
     ConvState* state = new (std::nothrow) ConvState;
     op.state = state;
     return state ? pack_convolution(op, 4, state) : "out of memory";
@@ -36,7 +51,6 @@ bool by_channels(const ConvState& state, int64_t pixels) {
 int64_t unit_of(int64_t pixels) { return groups_of_pixels(pixels) < FEW_GROUPS ? 1 : PIXELS; }
 
 int64_t tasks(const Operation& op, int64_t images, int threads) {
-    if (is_narrow(op)) return narrow_kernel.tasks(op, images, threads);
     const ConvState& state = *static_cast<const ConvState*>(op.state);
     const int64_t pixels = images * op.output->height * op.output->width;
     const int64_t epilogue = op.record.ints[9] == FXQ_IDENTITY ? 16 : 80;  // as products, of one output
@@ -73,7 +87,6 @@ void work(const Operation& op, const Context& context, int64_t begin, int64_t en
 }
 
 void run(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
-    if (is_narrow(op)) return narrow_kernel.run(op, context, tasks, begin, end);
     const ConvState& state = *static_cast<const ConvState*>(op.state);
     const int64_t pixels = context.images * op.output->height * op.output->width;
     int64_t low, high, unused;

@@ -10,9 +10,6 @@
 namespace fxq {
 namespace FXQ_NS {
 
-// Sums that a function takes apart are passed through memory where g++ does not inline it.
-#define FXQ_INLINE __attribute__((always_inline)) inline
-
 constexpr int64_t CHUNK = 4 * LANES;
 
 // The channel, counted from the chunk's first, in `lane` of part `part`.

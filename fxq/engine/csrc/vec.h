@@ -12,6 +12,9 @@
 #ifndef FXQ_VEC_H
 #define FXQ_VEC_H
 
+// Vectors that a function takes apart are passed through memory where g++ does not inline it.
+#define FXQ_INLINE __attribute__((always_inline)) inline
+
 #if defined(FXQ_AMX)
 #define FXQ_NS amx
 #include "vec_avx512.h"

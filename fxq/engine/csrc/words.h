@@ -1,0 +1,30 @@
+// Vectors of 16-bit lanes: twice LANES of them.
+#ifndef FXQ_WORDS_H
+#define FXQ_WORDS_H
+
+#include <immintrin.h>
+
+#include "vec.h"
+
+namespace fxq {
+namespace FXQ_NS {
+
+constexpr int64_t WORDS = 2 * LANES;
+
+FXQ_INLINE I add16(I a, I b) { return _mm512_add_epi16(a, b); }
+FXQ_INLINE I sub16(I a, I b) { return _mm512_sub_epi16(a, b); }
+FXQ_INLINE I times4(I a) { return _mm512_slli_epi16(a, 2); }
+FXQ_INLINE void store_words(int16_t* p, I v) { _mm512_store_si512(p, v); }
+// u8 -> s16; of the partial ones the first n lanes, the others are zero.
+FXQ_INLINE I words(const uint8_t* p) {
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+FXQ_INLINE I words_partial(const uint8_t* p, int64_t n) {
+    return _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(n >= 32 ? ~0u : (1u << n) - 1, p));
+}
+// The low 32 bits of products of 32-bit lanes.
+FXQ_INLINE I multiply(I a, I b) { return _mm512_mullo_epi32(a, b); }
+
+}  // namespace FXQ_NS
+}  // namespace fxq
+#endif
