@@ -28,6 +28,7 @@ from fxq.passes.quantise_dynamically import QuantiseDynamically
 from fxq.passes.quantise_weights import QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations
 from fxq.passes.recognise_attention import RecogniseAttention
+from fxq.passes.recognise_linear import RecogniseLinear
 from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively
 from fxq.passes.settle_ranks import SettleRanks
@@ -54,6 +55,7 @@ def float_pipeline(verify: bool = True) -> PassManager:
             Eliminate(),
             DecomposeAttention(),
             RecogniseAttention(),
+            RecogniseLinear(),
             RecogniseActivations(),
             FoldBatchNorm(),
             FoldScale(),

@@ -38,6 +38,7 @@ from fxq.passes.quantise_weights import QuantiseWeights as QuantiseWeights
 from fxq.passes.recalibrate import Recalibrate as Recalibrate
 from fxq.passes.recognise_activations import RecogniseActivations as RecogniseActivations
 from fxq.passes.recognise_attention import RecogniseAttention as RecogniseAttention
+from fxq.passes.recognise_linear import RecogniseLinear as RecogniseLinear
 from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm as ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively as RoundAdaptively
 from fxq.passes.separate_convolutions import SeparateConvolutions as SeparateConvolutions

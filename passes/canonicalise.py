@@ -6,19 +6,16 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import SPECS, STATEFUL_MODULES
 from fxq.ir.rewriter import Rewriter
-from fxq.ir.scalars import is_scalar
 from fxq.ir.shapes import tensor_spec
 from fxq.ir.stage import Stage
 from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
-from fxq.passes._aliasing import sharing
-from fxq.passes._dtypes import attribute
-from fxq.passes._effects import writes
+from fxq.passes._held import held_reason, held_tensor, layer_path
 from fxq.passes._layer_functions import LAYER_FUNCTIONS, LayerFunction
 from fxq.passes._plain_class import plain_twin
 from fxq.passes._spelling import canonical_call, is_spelled
@@ -119,18 +116,18 @@ def _function_to_module(
     given = {name: values.pop(name) for name in function.tensors}
     if function.kind == "batch_norm" and rw.gm.training:
         return "it keeps its running statistics, which a module in training mode would not"
-    reason = _settings_reason(values) or next(filter(None, (_held(n, t, rw) for n, t in given.items())), None)
+    reason = _settings_reason(values) or next(filter(None, (held_reason(n, t, rw) for n, t in given.items())), None)
     if reason is not None:
         return reason
     paths = {name: None if n is None else str(n.target) for name, n in given.items()}
     key = (function.kind, tuple(paths.items()), repr(values), rank := _rank(x, rw))
-    tensors = {name: None if path is None else _tensor(rw, path) for name, path in paths.items()}
+    tensors = {name: None if path is None else held_tensor(rw, path) for name, path in paths.items()}
     module = function.build(tensors, values, rank) if key not in made else None
     if isinstance(module, str):
         return module
     with rw.rule("function_to_module", node):
         if module is not None:
-            made[key] = rw.free_path(_path(paths, function.kind, node))
+            made[key] = rw.free_path(layer_path(paths, function.kind, node))
             rw.add_module(made[key], module.train(rw.gm.training))
         rw.update(node, op="call_module", target=made[key], args=(x,), kwargs={})
         rw.erase_unused(*(n for n in given.values() if n is not None))
@@ -145,30 +142,6 @@ def _settings_reason(settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _held(name: str, node: Any, rw: Rewriter) -> str | None:
-    """Say why a layer cannot hold the value of ``node`` as its parameter ``name``, or None."""
-    if node is None:
-        return None
-    if not isinstance(node, fx.Node) or is_scalar(node):
-        return f"its {name} is not a tensor"
-    if node.op == "placeholder":
-        return f"its {name} is an input of the model"
-    if node.op != "get_attr":
-        return f"its {name} is computed, by `{node.name}`"
-    if not isinstance(attribute(rw.gm, str(node.target)), Tensor):
-        return f"its {name} is not a tensor"
-    for other in sharing(node, rw.identify):
-        if writes(rw.identify(other)):
-            return f"its {name} may be written, by `{other.name}`"
-    return None
-
-
-def _tensor(rw: Rewriter, path: str) -> Tensor:
-    value = attribute(rw.gm, path)
-    assert isinstance(value, Tensor)
-    return value
-
-
 def _rank(x: fx.Node, rw: Rewriter) -> int | None:
     """Return the number of dimensions of a value: recorded, or that of a convolution's batched result."""
     spec = tensor_spec(x)
@@ -176,16 +149,3 @@ def _rank(x: fx.Node, rw: Rewriter) -> int | None:
         return len(spec.shape)
     kind = rw.identify(x).kind
     return _NDIM.get(kind) if isinstance(kind, str) else None
-
-
-def _path(paths: dict[str, str | None], kind: str, node: fx.Node) -> str:
-    """Return where a layer would live: ``block.proj`` for the parameter ``block.proj_weight``."""
-    first = next((p for p in paths.values() if p is not None), None)
-    if first is None:
-        return node.name
-    *parents, leaf = first.split(".")
-    stem = leaf
-    for ending in ("running_mean", "weight"):
-        stem = stem.removesuffix(ending).rstrip("_")
-    name = kind if not stem else stem if stem != leaf else f"{leaf}_{kind}"
-    return ".".join([*parents, name])

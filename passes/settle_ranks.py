@@ -1,4 +1,4 @@
-"""What follows from numbers of dimensions alone is computed once, and checks that it settles go."""
+"""What follows from numbers of dimensions, and from dtypes of parameters, is computed once; checks that hold go."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.scalars import is_shape
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
+from fxq.passes._dtypes import attribute
 
 _METHODS: Final = ("dim", "ndimension")
 _FUNCTIONS: Final[frozenset[Callable[..., Any]]] = frozenset({
@@ -30,7 +31,8 @@ class SettleRanks(Pass):
     Before: ``%y = conv(%x)``, ``%n = %y.ndim``, ``%c = %n == 4``, ``_assert(%c)``, ``%z = bn(%y)``. After:
     ``%y = conv(%x)``, ``%z = bn(%y)``. Tracing decides by numbers of dimensions which way through forward is taken, so
     a graph holds for inputs of as many dimensions as the example's; and a layer that is asked for its result's number
-    of dimensions, as batch norms do, could not be folded or fused.
+    of dimensions, as batch norms do, could not be folded or fused. The dtype of a parameter, of which models ask for
+    ``x.to(self.weight.dtype)``, is that of the float model: int8 weights are not to turn ``x`` into whole numbers.
 
     What asks an input of the model is left alone: it checks what the caller gives. So is a check that does not hold,
     which fails when the graph runs.
@@ -42,7 +44,7 @@ class SettleRanks(Pass):
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         known: dict[fx.Node, Any] = {}
         for node in rw.nodes():
-            value = _rank(node) if _is_rank(node) else _computed(node, known)
+            value = _rank(node) if _is_rank(node) else _dtype(node, rw) or _computed(node, known)
             if value is not None:
                 known[node] = value
             elif node.target is torch._assert and node.args and known.get(node.args[0]) is True:  # type: ignore[arg-type]
@@ -76,6 +78,15 @@ def _rank(node: fx.Node) -> int | None:
         source = source.all_input_nodes[0]
     spec = tensor_spec(source)
     return None if spec is None or source.op == "placeholder" else len(spec.shape)
+
+
+def _dtype(node: fx.Node, rw: Rewriter) -> torch.dtype | None:
+    """The dtype of a parameter or buffer that ``node`` asks for."""
+    if node.op != "call_function" or node.target is not getattr or node.args[1] != "dtype":
+        return None
+    (source,) = node.all_input_nodes
+    held = attribute(rw.gm, str(source.target)) if source.op == "get_attr" else None
+    return held.dtype if isinstance(held, Tensor) else None
 
 
 def _computed(node: fx.Node, known: dict[fx.Node, Any]) -> Any:

@@ -24,6 +24,7 @@ from fxq.ir.ops import (
     Spelling,
 )
 from fxq.ir.scalars import is_number, is_scalar, is_shape
+from fxq.ir.shapes import recorded_value
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def _bind(node: fx.Node, kind: str, spelling: Spelling) -> OpCall | None:
     inputs = _inputs(spec, values)
     if inputs is None or any(k not in dict(spec.attrs) for k in values):
         return None
+    if kind in ("add", "mul") and any(map(_is_sequence, inputs)):  # Python's: (x, y) + z
+        return None
     if is_scalar(inputs[0]):
         # a number on the left: nothing is overwritten, and only some operations can be told the other way round
         if node.target is operator.truediv or all(map(is_scalar, inputs)):
@@ -153,6 +156,11 @@ def _bind(node: fx.Node, kind: str, spelling: Spelling) -> OpCall | None:
         inplace = False
         inputs = inputs[::-1] if spec.commutative and values.get("alpha", 1) == 1 else inputs
     return OpCall(node, kind, tuple(inputs), spec.normalise(values), None, inplace)
+
+
+def _is_sequence(value: Any) -> bool:
+    seen = recorded_value(value) if isinstance(value, fx.Node) else value
+    return isinstance(seen, tuple | list)
 
 
 def _inputs(spec: OpSpec, values: dict[str, Any]) -> list[Any] | None:

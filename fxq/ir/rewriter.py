@@ -17,6 +17,8 @@ from fxq.ir.module import TracedModule, build_module
 from fxq.ir.provenance import NodeInfo, Origin, add_origin, ensure_ids, node_info, set_node_info
 from fxq.ir.stage import graph_state, set_graph_state
 
+_ANY_MODULE = nn.Module()
+
 
 @dataclass(frozen=True)
 class Matched:
@@ -235,6 +237,8 @@ class Rewriter:
     def free_path(self, wanted: str) -> str:
         """Return ``wanted``, or with a number behind it where the module tree has that name already.
 
+        Names that every module has (``to``, ``half``) are taken, too.
+
         Where ``wanted`` lies inside a module that the graph calls, which is the caller's: a name beside that module.
         """
         wanted = self._outside_leaves(wanted)
@@ -361,7 +365,7 @@ class Rewriter:
         module: Any = self.gm
         for part in path.split("."):
             if not hasattr(module, part):
-                return False
+                return hasattr(_ANY_MODULE, path.rpartition(".")[2])
             module = getattr(module, part)
         return True
 

@@ -65,7 +65,9 @@ def arguments_for(
         else:
             value = _absent(result, name, parameter)
             result.examples[placeholder_target(parameter)] = value
-        _pass(result, parameter, value)
+        # as the example's call does: decorators of forward look at what is given, and how
+        if given is None or name in given:
+            _pass(result, parameter, value, by_name=inputs is not None and name in inputs.kwargs)
     return result
 
 
@@ -86,12 +88,12 @@ def _default(parameter: inspect.Parameter, has_default: bool) -> tuple[Any, ...]
     return (parameter.default if _is_constant(parameter.default) else None,)
 
 
-def _pass(result: Arguments, parameter: inspect.Parameter, value: Any) -> None:
+def _pass(result: Arguments, parameter: inspect.Parameter, value: Any, *, by_name: bool) -> None:
     if parameter.kind is _NAMES.VAR_POSITIONAL:
         result.args.extend(value)
     elif parameter.kind is _NAMES.VAR_KEYWORD:
         result.kwargs.update(value)
-    elif parameter.kind is _NAMES.KEYWORD_ONLY:
+    elif parameter.kind is _NAMES.KEYWORD_ONLY or (by_name and parameter.kind is _NAMES.POSITIONAL_OR_KEYWORD):
         result.kwargs[parameter.name] = value
     else:
         result.args.append(value)

@@ -17,7 +17,7 @@ from fxq.tracing.leaves import has_hooks, is_compiled
 from fxq.tracing.preserve import ModuleState, changes_since, preserved, restore_state
 from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord, note_inputs
 from fxq.tracing.side_effects import describe, is_state
-from fxq.tracing.signals import BuiltinNeededError
+from fxq.tracing.signals import BuiltinNeededError, SizeBranchError
 from fxq.tracing.tracer import ModelTracer, TraceSettings
 
 
@@ -116,6 +116,11 @@ def _next_step(model: nn.Module, settings: TraceSettings, tracer: ModelTracer, e
         if not any(known[0] is wanted[0] and known[1] == wanted[1] for known in settings.builtins):
             settings.builtins.append(wanted)
             return True
+    if isinstance(error, SizeBranchError):
+        path = tracer.failure_stack[-1] if tracer.failure_stack else ""
+        if path not in settings.followed and _is_worth_following(model.get_submodule(path)):
+            settings.followed.add(path)
+            return True
     for path in reversed(tracer.failure_stack):
         if path and path not in settings.opaque and path not in tracer.leaves:
             module = model.get_submodule(path)
@@ -126,6 +131,11 @@ def _next_step(model: nn.Module, settings: TraceSettings, tracer: ModelTracer, e
         settings.specialise_numbers = True
         return True
     return False
+
+
+def _is_worth_following(module: nn.Module) -> bool:
+    """Whether an opaque module would hide more than one layer: the example's way through it is then better."""
+    return sum(parameter.ndim > 1 for parameter in module.parameters()) > 1
 
 
 def _drop_side_effects(

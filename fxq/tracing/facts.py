@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch.fx import Node
 
@@ -24,7 +26,7 @@ def is_rank_fact(node: Node) -> bool:
 
 
 def is_shape(value: object) -> bool:
-    """Whether ``value`` is the node of a whole shape, ``x.shape`` or ``x.size()``, or of a slice of one."""
+    """Whether ``value`` is the node of a whole shape, ``x.shape``, ``x.size()``, of a slice or of a sum of such."""
     if not isinstance(value, Node):
         return False
     if value.op == "call_method":
@@ -33,6 +35,8 @@ def is_shape(value: object) -> bool:
         return False
     if value.target is getattr:
         return value.args[1] == "shape"
+    if value.target is operator.add:  # x.shape[:-1] + (heads, -1)
+        return any(map(is_shape, value.args)) and all(isinstance(a, tuple) or is_shape(a) for a in value.args)
     return getattr(value.target, "__name__", "") == "getitem" and (
         isinstance(value.args[1], slice) and is_shape(value.args[0])
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 
@@ -12,6 +14,11 @@ from fxq.tracing.signals import UntraceableError
 from fxq.tracing.tracer import FORWARD_CODE
 
 _MOVE = "move the line into a submodule, which then stays one opaque call, or into a function marked with torch.fx.wrap"
+_UNHELD = re.compile(r"argument of type: <class '(?:[^']*\.)?([^'.]+)'>")
+_HOLDABLE = (
+    "let forward take and return tensors, numbers, and tuples, dicts and dataclasses of them; where the object is a "
+    "cache of keys and values, give use_cache=False in example_inputs"
+)
 _EXAMPLE = "; giving example_inputs may help: then flags, defaults and numbers of dimensions are known"
 
 
@@ -24,6 +31,8 @@ def reason_for(error: BaseException) -> str:
         return "calls a module that is not registered as a submodule (kept in a plain list or dict, or made in forward)"
     if isinstance(error, NameError) and "not a member of this module" in text:
         return "uses a parameter that is not registered in the model"
+    if isinstance(error, NotImplementedError) and (kind := _UNHELD.match(text)):
+        return f"an argument or the result of a part of the model holds a {kind[1]}, which a graph cannot"
     if isinstance(error, torch.fx.proxy.TraceError):
         return "control flow depends on a value that is only known when the model runs"
     if isinstance(error, TypeError) and "Proxy" in text:
@@ -51,6 +60,8 @@ def trace_error(model: nn.Module, error: BaseException, *, with_example: bool) -
     line = source_of(error, model)
     own = is_model_error(error) and not with_example
     fix = "check that the model runs on these inputs without fxq" if own else _MOVE
+    if isinstance(error, NotImplementedError) and _UNHELD.match(str(error)):
+        fix = _HOLDABLE
     if decide_leaf(model).leaf:
         fix = "a layer of torch.nn is traced as a part of a model: give torch.nn.Sequential(layer)"
     return TraceError(

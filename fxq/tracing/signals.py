@@ -18,6 +18,10 @@ class UntraceableError(TypeError):
         self.fix = fix
 
 
+class SizeBranchError(UntraceableError):
+    """Control flow depends on sizes: the trace succeeds once the example's way is followed, under a check."""
+
+
 class BuiltinNeededError(UntraceableError):
     """A builtin that must return a Python number met a traced value: the trace succeeds once it is replaced."""
 

@@ -24,7 +24,7 @@ from fxq.tracing.arguments import Arguments, arguments_for, placeholder_target
 from fxq.tracing.autograd_functions import autograd_functions_refused
 from fxq.tracing.builtin_calls import RECORDED_BUILTINS, BuiltinPatches, original_type
 from fxq.tracing.constructors import CONSTRUCTORS, torch_functions_replaced
-from fxq.tracing.facts import is_fixed_parts, is_rank_fact, is_shape, sample_of
+from fxq.tracing.facts import is_fixed_parts, is_rank_fact, is_shape, is_size, sample_of
 from fxq.tracing.frames import is_running, is_user_code, line_of_forward, line_of_frame, user_frame
 from fxq.tracing.guards import guard_at, tests_inside_call
 from fxq.tracing.inputs import ModelInputs
@@ -33,7 +33,7 @@ from fxq.tracing.operations import autocast_state, is_in_place, user_globals
 from fxq.tracing.probe import UNKNOWN, Probe
 from fxq.tracing.proxies import StateProxy, ValueProxy
 from fxq.tracing.record import OpaqueLeaf
-from fxq.tracing.signals import BuiltinNeededError, UntraceableError
+from fxq.tracing.signals import BuiltinNeededError, SizeBranchError, UntraceableError
 from fxq.tracing.tensor_methods import tensor_methods_recorded
 
 _TO_PYTHON = {"numpy": "numpy", "tolist": "a list", "__array__": "numpy"}
@@ -41,12 +41,16 @@ _TO_PYTHON = {"numpy": "numpy", "tolist": "a list", "__array__": "numpy"}
 
 @dataclass
 class TraceSettings:
-    """What one attempt starts from. ``opaque`` and ``builtins`` grow from attempt to attempt."""
+    """What one attempt starts from. ``opaque``, ``builtins`` and ``followed`` grow from attempt to attempt.
+
+    ``followed``: the paths of modules whose control flow on sizes goes the example's way.
+    """
 
     inputs: ModelInputs | None = None
     opaque: dict[str, OpaqueLeaf] = field(default_factory=dict)
     builtins: list[tuple[dict[str, Any], str]] = field(default_factory=list)
     specialise_numbers: bool = False
+    followed: set[str] = field(default_factory=set)
 
 
 def run_forward(forward: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -284,11 +288,25 @@ class ModelTracer(torch.fx.Tracer):
                 name = next((n for n in ("max", "min") if n in frame.f_code.co_names and n not in frame.f_globals), "")
                 if name:
                     raise BuiltinNeededError(name, frame)
-        if is_rank_fact(obj.node) and self._probe is not None:
+        if self._probe is not None and (is_rank_fact(obj.node) or is_size(obj.node)):
             value = self._probe.value(obj.node)
             if value is not UNKNOWN:
-                return bool(value)
+                return bool(value) if is_rank_fact(obj.node) else self._follow(obj, bool(value))
         raise UntraceableError("control flow depends on a value that is only known when the model runs")
+
+    def _follow(self, condition: Proxy, outcome: bool) -> bool:
+        """Go the way that a condition on sizes takes on the example, where that is wanted, and record a check of it."""
+        if self._path not in self.settings.followed:
+            raise SizeBranchError("control flow depends on sizes, which are only known when the model runs")
+        line = self._source("call_function")
+        text = f"{line} went another way on the sizes of example_inputs: compile the model for inputs of these sizes"
+        self.create_proxy(
+            "call_function", torch._assert, (condition if outcome else operator.eq(condition, False), text), {}
+        )
+        note = f"{line} branches on sizes: the graph holds for those that take the example's way, and checks it"
+        if note not in self.notes:
+            self.notes.append(note)
+        return outcome
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
         """Iterate over a shape, parts of constant number, or a module's outputs, whose lengths do not vary."""

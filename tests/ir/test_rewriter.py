@@ -131,6 +131,7 @@ def test_paths() -> None:
     rw = Rewriter(traced(), "add")
     assert rw.free_path("block.linear") == "block.linear_1"
     assert rw.free_path("block.new") == "block.new"
+    assert rw.free_path("observers.to") == "observers.to_1"  # every module has a method of that name
     with pytest.raises(GraphError, match=r"the path `last` is taken[\s\S]*free_path"):
         rw.add_module("last", nn.Identity())
     rw.call_module("a.b.new", nn.Linear(3, 3), (node(rw, "relu"),), after=node(rw, "relu"))

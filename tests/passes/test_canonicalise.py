@@ -362,3 +362,15 @@ def test_a_shared_layer_stays_shared(run_pass: RunPass) -> None:
     out, _ = run_pass(Canonicalise(), model, torch.randn(1, 4, 5, 5))
     found = [get_module(out, n) for n in out.graph.nodes if n.op == "call_module"]
     assert found[0] is found[1]
+
+
+class Joined(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        pair = torch.split(x, [1, 2], -1)
+        return (x * 2,) + pair[1:]  # noqa: RUF005 - the spelling under test
+
+
+def test_tuples_are_joined_by_python(run_pass: RunPass) -> None:
+    gm = run_pass(Canonicalise(), Joined(), torch.randn(4, 3)).graph_module
+    first, second = gm(torch.ones(4, 3))
+    assert (first.shape, second.shape) == ((4, 3), (4, 2))

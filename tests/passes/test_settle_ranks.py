@@ -117,3 +117,35 @@ def test_without_recorded_shapes_nothing_is_settled() -> None:
     for node in gm.graph.nodes:
         node.meta.pop("fxq_tensor", None)
     assert not SettleRanks()(gm).modified
+
+
+class Patches(nn.Module):
+    """Converts its input to the dtype of its weight, as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.to(dtype=self.conv.weight.dtype))
+
+
+def test_the_dtype_of_a_parameter_is_settled(run_pass: RunPass) -> None:
+    result = run_pass(SettleRanks(), Patches().eval(), X, X[:1])
+    (cast,) = (n for n in result.graph_module.graph.nodes if n.target == "to")
+    assert cast.kwargs == {"dtype": torch.float32}
+
+
+def test_so_that_int8_weights_do_not_round_the_input() -> None:
+    model = Patches().eval()
+    gm = fxq.compile(model, X, calibration=[X], target="reference")
+    with torch.no_grad():
+        wanted = model(X)
+        assert 10 * torch.log10(wanted.square().sum() / (gm(X) - wanted).square().sum()) > 30
+
+
+def test_the_dtype_of_an_input_is_not(run_pass: RunPass) -> None:
+    model = Net(lambda m, x: m.conv(x).to(x.dtype)).eval()
+    result = run_pass(SettleRanks(), model, X, X[:1])
+    assert any(n.target is getattr for n in result.graph_module.graph.nodes)
