@@ -18,7 +18,7 @@ from fxq.nn.activations import activation_of
 from fxq.quant.qparams import QParams
 from fxq.quant.recipe import Recipe
 from fxq.targets.int8_modules import HEADS, int8_module
-from fxq.targets.int8_moves import SPLITS, move_module, moves_codes
+from fxq.targets.int8_moves import SPLITS, computed_settings, move_module, moves_codes
 from fxq.targets.pixels import store_pixels
 from fxq.targets.resolve import module_backend
 from fxq.targets.suitability import reads_shape_only, reads_size_only, why_float
@@ -144,7 +144,7 @@ def _lower(call: OpCall, rw: Rewriter, backend: str) -> None:
     module = move_module(call, parameters[0])
     if module is not None:
         with rw.rule("move", call.node):
-            _replace_by_codes(call, module, inputs, parameters[0], rw)
+            _replace_by_codes(call, module, (inputs[0], *computed_settings(call)), parameters[0], rw)
         return
     _compute(call, inputs, parameters, rw, backend)
 
@@ -168,10 +168,10 @@ def _dequantise_behind(node: fx.Node, parameters: QParams, rw: Rewriter) -> None
     rw.replace_uses(node, real, only=lambda user: user is not real and not reads_size_only(user))
 
 
-def _replace_by_codes(call: OpCall, module: Any, inputs: list[fx.Node], parameters: QParams, rw: Rewriter) -> None:
-    node = call.node
-    codes = tuple(i.all_input_nodes[0] for i in inputs)
-    new = rw.call_module(rw.free_path(_path(node)), module, codes, before=node, like=node, name=f"{node.name}_u8")
+def _replace_by_codes(call: OpCall, module: Any, args: tuple[Any, ...], parameters: QParams, rw: Rewriter) -> None:
+    node, (value, *settings) = call.node, args
+    given = (value.all_input_nodes[0], *settings)
+    new = rw.call_module(rw.free_path(_path(node)), module, given, before=node, like=node, name=f"{node.name}_u8")
     rw.replace(node, new)
     _dequantise_behind(new, parameters, rw)
 

@@ -71,7 +71,8 @@ class QPad(QOperation):
     """``F.pad`` of u8 codes with real zero (or another real value), keeping the parameters.
 
     Args:
-        pad: as in ``F.pad``: amounts before and after, last dimension first; negative ones crop.
+        pad: as in ``F.pad``: amounts before and after, last dimension first; negative ones crop. Those of a call,
+            where it gives some, take their place.
         input: the parameters of the codes; ``value`` is rounded to one of them.
         mode: "constant", "reflect", "replicate" or "circular"; ``value`` is for "constant".
     """
@@ -87,11 +88,12 @@ class QPad(QOperation):
         """The code of ``value``."""
         return self.input.code(self.value)
 
-    def forward(self, q: Tensor) -> Tensor:
+    def forward(self, q: Tensor, amounts: Sequence[int] | None = None) -> Tensor:
         """Codes in, codes out."""
+        pad = self.amounts if amounts is None else tuple(amounts)
         if self.mode == "constant":
-            return F.pad(check_codes(q), self.amounts, "constant", self.code)
-        return F.pad(check_codes(q), self.amounts, self.mode)
+            return F.pad(check_codes(q), pad, "constant", self.code)
+        return F.pad(check_codes(q), pad, self.mode)
 
     def describe(self) -> str:
         """The name of the kernel: PyTorch's own operator, for every target."""

@@ -131,6 +131,13 @@ def _pooled(layer: Any, given: Sequence[Any]) -> Tensor:
     return like(x, (*x.shape[: x.dim() - layer.ndim], *out))
 
 
+def _padded(layer: Any, given: Sequence[Any]) -> Tensor | None:
+    amounts = layer.amounts if len(given) == 1 else given[1]
+    if not isinstance(amounts, list | tuple) or not all(isinstance(a, int) for a in amounts):
+        return None
+    return like(_codes(given[0]), padded(given[0].shape, amounts, layer.mode))
+
+
 def _adaptive(layer: Any, given: Sequence[Any]) -> Tensor:
     x = _codes(given[0])
     out = [n if w is None else w for n, w in zip(spatial(x, layer.ndim), layer.output_size, strict=True)]
@@ -191,7 +198,7 @@ def layer_rules() -> dict[type[nn.Module], LayerRule]:
         **dict.fromkeys((fnn.QAdd, fnn.QMul), _binary), fnn.QCat: _joined,
         **dict.fromkeys((fnn.QMaxPool, fnn.QAvgPool), _pooled), fnn.QAdaptiveAvgPool: _adaptive,
         fnn.QMean: lambda m, given: like(_codes(given[0]), mean_shape(given[0].shape, m.dims, m.keepdim)),
-        fnn.QPad: lambda m, given: like(_codes(given[0]), padded(given[0].shape, m.amounts, m.mode)),
+        fnn.QPad: _padded,
         fnn.QLookup: lambda m, given: like(_codes(given[0]), given[0].shape),
         fnn.Quantize: _unchanged(torch.uint8), fnn.Dequantize: _unchanged(torch.float32), nn.Identity: _unchanged(),
     }  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+from torch import fx, nn
 
 from fxq import nn as fnn
 from fxq.ir.identify import OpCall
@@ -36,5 +38,13 @@ def move_module(call: OpCall, codes: QParams) -> nn.Module | None:
     if kind.startswith("max_pool"):
         return fnn.QMaxPool(SPECS[kind].ndim or 2, **attrs)
     if kind == "pad":
-        return fnn.QPad(attrs["pad"], codes, attrs["mode"], attrs["value"] or 0.0)
+        amounts = () if computed_settings(call) else attrs["pad"]
+        return fnn.QPad(amounts, codes, attrs["mode"], attrs["value"] or 0.0)
     return None
+
+
+def computed_settings(call: OpCall) -> tuple[Any, ...]:
+    """Return what a call of the module is given beside the codes: amounts of padding that the graph computes."""
+    amounts = call.attrs.get("pad")
+    literal = isinstance(amounts, tuple | list) and not any(isinstance(a, fx.Node) for a in amounts)
+    return () if call.kind != "pad" or literal else (amounts,)

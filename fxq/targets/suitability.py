@@ -109,7 +109,7 @@ def _move_reason(call: OpCall) -> str | None:
         return "it selects by a computed index"
     if kind in SPLITS and not all(_picks_one(u) or reads_shape_only(u) for u in call.node.users):
         return "its parts are not picked one by one"
-    if kind in BY_MODULE and not _is_literal(tuple(call.attrs.values())):
+    if kind in BY_MODULE and not _is_literal(tuple(v for k, v in call.attrs.items() if k != "pad")):
         return "its settings are computed in the graph"
     if kind == "pad" and call.attrs["mode"] == "constant" and not is_finite_number(call.attrs["value"] or 0):
         return f"it pads with {call.attrs['value']}"

@@ -171,3 +171,8 @@ def test_torch_operators_that_must_not_be_called_on_codes() -> None:
     ):
         with pytest.raises((RuntimeError, NotImplementedError)):
             function()
+
+
+def test_pad_by_the_amounts_of_a_call() -> None:
+    x, q = QParams(0.1, 57), codes((1, 2, 3, 4), 0)
+    assert torch.equal(QPad((), x)(q, (1, 2, 0, 1)), QPad((1, 2, 0, 1), x)(q))

@@ -25,7 +25,10 @@ def lower_pad(low: Lowering, args: Sequence[Any], module: QPad) -> View:
     """Constant padding of rows and columns: the halo of the value, seen as part of it. Negative amounts crop."""
     view = low.view(args[0])
     count = len(view.dims)
-    pairs = list(zip(module.amounts[::2], module.amounts[1::2], strict=True))
+    amounts = module.amounts if len(args) == 1 else tuple(low.number(args[1]))
+    if not all(isinstance(a, int) for a in amounts):
+        raise TargetError("it pads by the number of images")
+    pairs = list(zip(amounts[::2], amounts[1::2], strict=True))
     for dim, (before, after) in zip(range(count - 1, 0, -1), pairs, strict=False):
         size = dim_size(view.dims[dim])
         if before < 0 or after < 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,13 +15,11 @@ from fxq.engine.lowering.context import BatchSize, Fixed, Lowering, N
 from fxq.engine.plan.views import View
 from fxq.errors import TargetError
 
-_ARITHMETIC: dict[Callable[..., Any], Callable[..., Any]] = {
-    f: f
-    for f in (
-        operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.eq, operator.ne,
-        operator.lt, operator.le, operator.gt, operator.ge, operator.neg,
-    )
-}  # fmt: skip
+_ARITHMETIC: frozenset[Callable[..., Any]] = frozenset({
+    operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg,
+    operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, math.ceil, math.floor,
+    builtins.max, builtins.min, builtins.int, builtins.float, builtins.round,
+})  # fmt: skip
 _SIZES = {"size": "shape", "shape": "shape", "dim": "dim", "ndim": "dim", "ndimension": "dim"}
 
 
@@ -54,7 +54,7 @@ def lower_number(low: Lowering, node: fx.Node) -> Any:
         raise TargetError("it computes with the number of images")
     if not all(isinstance(a, int | float | bool) for a in args):
         raise TargetError("it computes with more than numbers")
-    return _ARITHMETIC[node.target](*args)  # type: ignore[index]
+    return node.target(*args)  # type: ignore[operator]
 
 
 def _read(low: Lowering, node: fx.Node, wanted: str) -> Any:
