@@ -73,7 +73,7 @@ def _definition(case: Case, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
         scores = scores + mask
     if case.causal:
         scores = scores + torch.full(scores.shape[-2:], -torch.inf).triu(1)
-    powers = exponential(scores - scores.amax(-1, keepdim=True).clamp_min(single(-3e38)))
+    powers = exponential(scores - scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min))
     total, mixed = torch.zeros(*q.shape[:3]), torch.zeros(*q.shape[:3], case.width)
     for key in range(case.keys):
         total = total + powers[..., key]
@@ -138,6 +138,22 @@ def test_attention(case: Case, type_: Type) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("mask")])
 def test_a_constant_mask(name: str) -> None:
     _check(CASES[name], Type.F32, [Layout()] * 5, constant_mask=True)
+
+
+def test_a_query_whose_keys_all_have_the_lowest_mask_takes_their_mean() -> None:
+    """As PyTorch has it: masks of padding are often filled with the lowest number, which is not -inf."""
+    case = Case(queries=19, keys=16, mask=(1, 19))
+    q, k, v = _operands(case)
+    mask = torch.zeros(case.images, 1, case.queries, case.keys)
+    mask[0, :, 3], mask[1, :, :, 5:] = torch.finfo(torch.float32).min, torch.finfo(torch.float32).min
+    parts = [case.split(x) for x in (q, k, v)]
+    wanted = _definition(case, *parts, mask)
+    assert torch.allclose(case.split(wanted)[0, :, 3], parts[2][0].mean(1), atol=1e-5)
+
+    def build(builder: Builder, numbers: Sequence[int], out: int) -> None:
+        builder.operation(Code.ATTENTION, numbers, out, ints={0: case.heads}, floats={0: case.scale})
+
+    run_all(build, [q, k, v, mask], wanted)
 
 
 def test_heads_share_one_projection() -> None:

@@ -40,7 +40,7 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _softmax(x: Tensor) -> Tensor:
-    powers = exponential(x - x.amax(-1, keepdim=True).clamp_min(single(-3e38)))
+    powers = exponential(x - x.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min))
     total = sum_in_parts(powers)
     return powers * torch.where(total > 0, 1 / total, torch.zeros_like(total)).unsqueeze(-1)
 
@@ -100,6 +100,13 @@ def test_softmax(shape: tuple[int, ...], type_: Type, of_codes: bool) -> None:
 def test_softmax_of_nothing_but_minus_infinity_is_zero() -> None:
     x = torch.full((1, 1, 1, 20), -torch.inf)
     run_all(lambda b, n, out: b.operation(Code.SOFTMAX, n, out), [x], torch.zeros(1, 1, 1, 20))
+
+
+def test_softmax_of_the_lowest_numbers_is_even() -> None:
+    """Masks of padding are often filled with the lowest number: a pixel of nothing else is no pixel of -inf."""
+    x = torch.full((1, 1, 1, 32), torch.finfo(torch.float32).min)
+    assert torch.equal(x.softmax(-1), torch.full_like(x, 1 / 32))
+    run_all(lambda b, n, out: b.operation(Code.SOFTMAX, n, out), [x], x.softmax(-1))
 
 
 def test_too_few_weights_are_refused() -> None:

@@ -3,6 +3,7 @@
 // The scores of a block lie as [key][query], so that a lane is a query: maxima and sums need no other lane, and their
 // order is that of the keys on every instruction set. A head's k and v are copied side by side first (in the caller's
 // tensor a head's tokens are far apart and share few cache sets); scores stay in the nearest caches.
+#include <float.h>
 #include <math.h>
 
 #include <new>
@@ -19,7 +20,7 @@ namespace {
 constexpr int64_t VECTORS = LANES == 16 ? 3 : 2;  // of queries in a block
 constexpr int64_t QUERIES = VECTORS * LANES;
 constexpr int64_t LEAST = 1 << 16;  // multiplications of a task
-constexpr float LOWEST = -3e38f;    // of a maximum, so that a query without keys gives zeros
+constexpr float LOWEST = -FLT_MAX;  // of a maximum, so that a query without keys gives zeros
 
 struct Shape {
     int64_t heads, queries, keys, depth, width;  // depth: channels of a head of q and k; width: of v

@@ -1,5 +1,6 @@
 // LAYER_NORM and SOFTMAX over the channels of a pixel. Sums are taken in 64 parts (channel modulo 64), which are then
 // added in pairs, 32 apart first: the same order whatever the width of a vector is.
+#include <float.h>
 #include <math.h>
 
 #include <new>
@@ -13,7 +14,7 @@ namespace {
 
 constexpr int64_t LEAST = 4096;  // elements of a task
 constexpr int64_t PARTS = 64;
-constexpr float LOWEST = -3e38f;  // of a maximum, so that a pixel of -inf only gives zeros
+constexpr float LOWEST = -FLT_MAX;  // of a maximum, so that a pixel of -inf only gives zeros
 constexpr int64_t VECTORS = PARTS / LANES;
 
 int64_t padded(int64_t channels) { return (channels + PARTS - 1) / PARTS * PARTS; }

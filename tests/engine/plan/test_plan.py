@@ -106,3 +106,22 @@ def test_a_corrupt_plan_is_refused(gm: fx.GraphModule, corrupt: object) -> None:
     plan: Plan = corrupt(copy.copy(planned(gm, images(1))))  # type: ignore[operator]
     with pytest.raises(TargetError, match="refuses the program"):
         Program(plan.records())
+
+
+class Tokens(nn.Module):
+    """Pixels become tokens: a linear layer reads the rows of an image as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.stem(x).flatten(2).transpose(1, 2))
+        return y
+
+
+def test_joined_rows_have_nothing_around_them() -> None:
+    plan = check(int8(Tokens(), images(2)), images(3))
+    joined = [v for v in plan.values if (v.height, v.width) == (1, 144)]
+    assert joined
+    assert all(v.halo == (0, 0, 0, 0) for v in joined)
