@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, Final
@@ -86,6 +87,11 @@ def _is_library_module(module: nn.Module) -> bool:
     return True
 
 
+def _is_result_class(target: Any) -> bool:
+    """Whether ``target`` makes the result of a model: a dataclass, a named tuple, or a dict."""
+    return isinstance(target, type) and (dataclasses.is_dataclass(target) or issubclass(target, tuple | dict))
+
+
 def _is_tensor_method(name: str) -> bool:
     return hasattr(torch.Tensor, name) and name not in _CONTAINER_METHODS and name not in ("backward", "register_hook")
 
@@ -93,7 +99,7 @@ def _is_tensor_method(name: str) -> bool:
 def _is_library_function(target: Callable[..., Any]) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         return not target._schema.is_mutable
-    if function_name(target) in DROPOUT_FUNCTIONS:
+    if function_name(target) in DROPOUT_FUNCTIONS or _is_result_class(target):
         return True
     module = str(getattr(target, "__module__", None) or "")
     return module.split(".")[0] in _LIBRARIES and not module.startswith("torch._ops")

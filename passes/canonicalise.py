@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import fx, nn
@@ -11,7 +12,8 @@ from torch import fx, nn
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import SPECS, STATEFUL_MODULES
 from fxq.ir.rewriter import Rewriter
-from fxq.ir.shapes import tensor_spec
+from fxq.ir.scalars import is_shape
+from fxq.ir.shapes import recorded_value, tensor_spec
 from fxq.ir.stage import Stage
 from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
@@ -81,6 +83,8 @@ def _plain_class(call: OpCall, rw: Rewriter, twins: dict[nn.Module, nn.Module]) 
 
 
 def _one_spelling(call: OpCall, rw: Rewriter) -> None:
+    if call.kind == "reshape" and not call.inplace and (shape := _spread(call.attrs["shape"], call.node, rw)):
+        call = replace(call, attrs={**call.attrs, "shape": shape})
     spelled = canonical_call(call)
     if call.inplace:
         rw.refuse("one_spelling", call.node, "it writes in place")
@@ -88,6 +92,29 @@ def _one_spelling(call: OpCall, rw: Rewriter) -> None:
         with rw.rule("one_spelling", call.node):
             function, args, kwargs = spelled
             rw.update(call.node, op="call_function", target=function, args=args, kwargs=kwargs)
+
+
+def _spread(shape: Any, node: fx.Node, rw: Rewriter) -> tuple[Any, ...] | None:
+    """The sizes of a sum of shapes one by one, so that each can be read and changed; None of anything else.
+
+    ``x.shape[:-1] + (heads, -1)`` becomes ``(x.shape[:-1][0], x.shape[:-1][1], heads, -1)``.
+    """
+    if not isinstance(shape, fx.Node) or shape.target is not operator.add or not is_shape(shape):
+        return None
+    sizes: list[Any] = []
+    for part in shape.args:
+        seen = recorded_value(part) if isinstance(part, fx.Node) else part
+        if not isinstance(seen, tuple):
+            return None
+        if isinstance(part, fx.Node):
+            inner = _spread(part, node, rw)
+            with rw.rule("one_spelling", shape):
+                sizes += inner or [
+                    rw.call_function(operator.getitem, (part, i), before=node, like=part) for i in range(len(seen))
+                ]
+        else:
+            sizes += part
+    return tuple(sizes)
 
 
 def _positional_inputs(call: OpCall, rw: Rewriter) -> None:

@@ -76,7 +76,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_shape(value: Any) -> bool:
-    """Whether ``value`` is a node that gives a whole shape: ``x.shape``, ``x.size()``, or a slice of one."""
+    """Whether ``value`` is a node that gives a whole shape: ``x.shape``, ``x.size()``, a slice or a sum of such."""
     if not isinstance(value, fx.Node):
         return False
     if value.op == "call_method":
@@ -85,6 +85,8 @@ def is_shape(value: Any) -> bool:
         return False
     if value.target is getattr:
         return value.args[1] == "shape"
+    if value.target is operator.add:  # x.shape[:-1] + (heads, -1)
+        return any(map(is_shape, value.args)) and all(isinstance(a, tuple) or is_shape(a) for a in value.args)
     return value.target is operator.getitem and isinstance(value.args[1], slice) and is_shape(value.args[0])
 
 

@@ -14,6 +14,7 @@ from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.decompose_attention import DecomposeAttention
 from fxq.passes.decompose_windows import DecomposeWindows
 from fxq.passes.functionalise import Functionalise
+from fxq.passes.recognise_linear import RecogniseLinear
 from fxq.tracing import ModelInputs, normalise_inputs, trace
 
 
@@ -49,5 +50,6 @@ def prepare(
     gm = trace(private_copy(model, share_layers), inputs)
     if not record_on_meta(gm, inputs.args, inputs.kwargs):
         check_runs(gm, inputs, InputError, "the example inputs")
-    manager = PassManager([Functionalise(), Canonicalise(), DecomposeAttention(), DecomposeWindows()], verify=verify)
+    passes = [Functionalise(), Canonicalise(), RecogniseLinear(), DecomposeAttention(), DecomposeWindows()]
+    manager = PassManager(passes, verify=verify)
     return manager(gm, context=PassContext(inputs if verify else None), report=report).graph_module

@@ -374,3 +374,22 @@ def test_tuples_are_joined_by_python(run_pass: RunPass) -> None:
     gm = run_pass(Canonicalise(), Joined(), torch.randn(4, 3)).graph_module
     first, second = gm(torch.ones(4, 3))
     assert (first.shape, second.shape) == ((4, 3), (4, 2))
+
+
+class Sums(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.view(x.size()[:-1] + (2, -1)).transpose(1, 2)  # noqa: RUF005 - the spelling under test
+        return heads.reshape((-1,) + x.shape[1:2] + (3,))  # noqa: RUF005
+
+
+def test_sums_of_shapes_are_spread(run_pass: RunPass) -> None:
+    gm = run_pass(Canonicalise(), Sums(), torch.randn(4, 5, 6), torch.randn(2, 7, 6)).graph_module
+    shapes = [n.kwargs["shape"] for n in gm.graph.nodes if n.target is torch.reshape]
+    assert [[s if isinstance(s, int) else str(s.target.__name__) for s in shape] for shape in shapes] == [  # type: ignore[union-attr]
+        ["getitem", "getitem", 2, -1], [-1, "getitem", 3],
+    ]  # fmt: skip
+
+
+def test_without_a_record_sums_of_shapes_stay() -> None:
+    gm = Canonicalise()(trace(Sums())).graph_module
+    assert all(isinstance(n.kwargs["shape"], fx.Node) for n in gm.graph.nodes if n.target is torch.reshape)

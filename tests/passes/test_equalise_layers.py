@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -84,16 +85,16 @@ def test_both_sides_of_a_channel_end_with_one_range() -> None:
 @pytest.mark.parametrize(
     "layers",
     [
-        (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.LeakyReLU(0.2), nn.Conv2d(8, 4, 1)),
-        (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4)),
-        (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 4, 1, groups=2), nn.ReLU()),
-        (nn.ConvTranspose2d(3, 8, 2), nn.Conv2d(8, 4, 3, bias=False), nn.ReLU()),
-        (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.ReLU()),
+        lambda: (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.LeakyReLU(0.2), nn.Conv2d(8, 4, 1)),
+        lambda: (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4)),
+        lambda: (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 4, 1, groups=2), nn.ReLU()),
+        lambda: (nn.ConvTranspose2d(3, 8, 2), nn.Conv2d(8, 4, 3, bias=False), nn.ReLU()),
+        lambda: (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.ReLU()),
     ],
 )
-def test_in_float64_the_function_stays(layers: tuple[nn.Module, ...], recipe: Recipe) -> None:
+def test_in_float64_the_function_stays(layers: Callable[[], tuple[nn.Module, ...]], recipe: Recipe) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(*layers).eval().double()
+    model = nn.Sequential(*layers()).eval().double()
     with torch.no_grad():
         outputs = 1 if isinstance(model[0], nn.ConvTranspose2d) else 0
         factor = 10.0 ** torch.randn(model[0].weight.shape[outputs])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -167,3 +168,16 @@ def test_training_with_quantisation_keeps_the_factor_trainable() -> None:
     model = Scaled(conv(), (6, 1, 1), lambda m, x: m.layer(x) * m.s).eval()
     prepared = fxq.prepare_qat(model, IMAGE)
     assert "s" in dict(prepared.named_parameters())
+
+
+@dataclasses.dataclass
+class Result:
+    value: Tensor
+
+
+def test_a_result_of_a_class_writes_nothing() -> None:
+    model = Scaled(conv(), (6, 1, 1), lambda m, x: Result(m.layer(x) * m.s)).eval()
+    gm = fxq.compile(model, IMAGE, recipe="float")
+    assert not any(n.target is torch.mul for n in gm.graph.nodes)
+    with torch.no_grad():
+        torch.testing.assert_close(gm(IMAGE).value, model(IMAGE).value, rtol=1e-4, atol=1e-5)
