@@ -103,17 +103,18 @@ def _spread(shape: Any, node: fx.Node, rw: Rewriter) -> tuple[Any, ...] | None:
         return None
     sizes: list[Any] = []
     for part in shape.args:
-        seen = recorded_value(part) if isinstance(part, fx.Node) else part
+        if isinstance(part, tuple):
+            sizes += part
+            continue
+        assert isinstance(part, fx.Node)
+        seen = recorded_value(part)
         if not isinstance(seen, tuple):
             return None
-        if isinstance(part, fx.Node):
-            inner = _spread(part, node, rw)
-            with rw.rule("one_spelling", shape):
-                sizes += inner or [
-                    rw.call_function(operator.getitem, (part, i), before=node, like=part) for i in range(len(seen))
-                ]
-        else:
-            sizes += part
+        inner = _spread(part, node, rw)
+        with rw.rule("one_spelling", shape):
+            sizes += inner or [
+                rw.call_function(operator.getitem, (part, i), before=node, like=part) for i in range(len(seen))
+            ]
     return tuple(sizes)
 
 
