@@ -28,7 +28,7 @@ KERNELS = {
     "conv": ("portable",),
     "conv_vector": ("avx2", "avxvnni", "avx512vnni"),
     "conv_narrow": ("avx2", "avxvnni", "avx512vnni"),
-    "conv_winograd": ("avx512vnni",),
+    "conv_winograd": ("avx2", "avxvnni", "avx512vnni"),
     "depthwise": ("avx2", "avxvnni", "avx512vnni"),
     "conv_amx": ("amx",),
     "load_store": VECTOR,

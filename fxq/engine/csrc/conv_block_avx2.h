@@ -14,27 +14,53 @@ constexpr int64_t STRIP = 8 * PIXELS;  // pixels whose sums stand in memory befo
 
 inline int64_t groups_of_pixels(int64_t pixels) { return (pixels + PIXELS - 1) / PIXELS; }
 
-// sum + the products of 4 inputs (u8, the same in every lane) and 4 weights a lane. vpmaddubsw saturates pairs to 16
-// bits: the inputs are cut into their upper bit and the rest, whose pairs stay in range with any weights.
 #if defined(FXQ_AVXVNNI)
+
+constexpr int64_t BYTES_COST = 1;  // of a step of four bytes, where one of two words is 1
+
+// sum + the products of 4 inputs (u8, the same in every lane) and 4 weights a lane.
 template <bool small>
-inline __m256i dot(__m256i sum, __m256i inputs, __m256i weights) {
-    return _mm256_dpbusd_avx_epi32(sum, inputs, weights);
-}
+struct Bytes {
+    static __m256i dot(__m256i sum, __m256i inputs, __m256i weights) {
+        return _mm256_dpbusd_avx_epi32(sum, inputs, weights);
+    }
+};
+
+// The same of 2 inputs and weights, s16.
+struct Words {
+    static __m256i dot(__m256i sum, __m256i inputs, __m256i weights) {
+        return _mm256_dpwssd_avx_epi32(sum, inputs, weights);
+    }
+};
+
 #else
+
+constexpr int64_t BYTES_COST = 3;
+
+// vpmaddubsw saturates pairs to 16 bits: the inputs are cut into their upper bit and the rest, whose pairs stay in range
+// with any weights.
 template <bool small>
-inline __m256i dot(__m256i sum, __m256i inputs, __m256i weights) {
-    const __m256i ones = _mm256_set1_epi16(1), rest = _mm256_set1_epi8(127);
-    if (small) return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, weights), ones));
-    const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(inputs, rest), weights);
-    const __m256i high = _mm256_maddubs_epi16(_mm256_andnot_si256(rest, inputs), weights);
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, ones));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(high, ones));
-}
+struct Bytes {
+    static __m256i dot(__m256i sum, __m256i inputs, __m256i weights) {
+        const __m256i ones = _mm256_set1_epi16(1), rest = _mm256_set1_epi8(127);
+        if (small) return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, weights), ones));
+        const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(inputs, rest), weights);
+        const __m256i high = _mm256_maddubs_epi16(_mm256_andnot_si256(rest, inputs), weights);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, ones));
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(high, ones));
+    }
+};
+
+struct Words {
+    static __m256i dot(__m256i sum, __m256i inputs, __m256i weights) {
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(inputs, weights));
+    }
+};
+
 #endif
 
 // Sums of P pixels and the 16 channels from `half` * 16 on.
-template <int P, bool small>
+template <int P, class Kind>
 void block_half(const Job& job, const Pixels& pixels, int64_t first, int64_t half, int32_t* sums) {
     __m256i sum[P][2];
 #pragma GCC unroll 8
@@ -53,8 +79,8 @@ void block_half(const Job& job, const Pixels& pixels, int64_t first, int64_t hal
                 int32_t four;
                 memcpy(&four, pixels.x[first + p] + offset + k, 4);
                 const __m256i inputs = _mm256_set1_epi32(four);
-                sum[p][0] = dot<small>(sum[p][0], inputs, w0);
-                sum[p][1] = dot<small>(sum[p][1], inputs, w1);
+                sum[p][0] = Kind::dot(sum[p][0], inputs, w0);
+                sum[p][1] = Kind::dot(sum[p][1], inputs, w1);
             }
         }
     }
@@ -68,10 +94,27 @@ template <int P>
 void block_of(const Job& job, const Pixels& pixels, int64_t first, int32_t* sums) {
     for (int64_t half = 0; half * 16 < job.block.width; ++half) {
         if (job.small)
-            block_half<P, true>(job, pixels, first, half, sums);
+            block_half<P, Bytes<true>>(job, pixels, first, half, sums);
         else
-            block_half<P, false>(job, pixels, first, half, sums);
+            block_half<P, Bytes<false>>(job, pixels, first, half, sums);
     }
+}
+
+// The sums of up to PIXELS pixels of words.
+template <int P>
+void words_of(const Job& job, const Pixels& pixels, int64_t first, int32_t* sums) {
+    for (int64_t half = 0; half * 16 < job.block.width; ++half) block_half<P, Words>(job, pixels, first, half, sums);
+}
+
+inline void sum_words(const Job& job, const Pixels& pixels, int64_t first, int64_t count, int32_t* sums) {
+    using Run = void (*)(const Job&, const Pixels&, int64_t, int32_t*);
+    static const Run RUNS[PIXELS] = {words_of<1>, words_of<2>, words_of<3>, words_of<4>, words_of<5>};
+    RUNS[count - 1](job, pixels, first, sums);
+}
+
+// Pixels whose sums stand in memory, [pixel][32], of any layer.
+inline void finish_memory(const Job& job, const Pixels& pixels, int64_t first, int64_t count, const int32_t* sums) {
+    finish_any(job, pixels, first, count, sums);
 }
 
 // All of `count` pixels.
@@ -86,7 +129,7 @@ inline void run_pixels(const Job& job, const Pixels& pixels, int64_t count) {
             piece(strip, pieces, i, &from, &to);
             RUNS[to - from - 1](job, pixels, first + from, sums + from * BLOCK);
         }
-        finish_any(job, pixels, first, strip, sums);
+        finish_memory(job, pixels, first, strip, sums);
     }
 }
 

@@ -13,6 +13,7 @@ namespace FXQ_NS {
 constexpr int64_t PIXELS = 14;
 constexpr int64_t STRIP = 4 * PIXELS;  // pixels whose sums stand in memory before they are finished
 constexpr int64_t SMALL = 8;           // pixels of a small block
+constexpr int64_t BYTES_COST = 1;      // of a step of four bytes, where one of two words is 1
 
 inline int64_t groups_of_pixels(int64_t pixels) { return (pixels + PIXELS - 1) / PIXELS; }
 
@@ -146,6 +147,22 @@ inline int64_t small_blocks(const Job& job, const Pixels& pixels, int64_t count)
         done = small_blocks<FINISH_PLAIN, FunctionFinish<decltype(tag)::value>>(job, pixels, count);
     });
     return done;
+}
+
+// The sums of up to PIXELS pixels of words.
+template <int P>
+void words_of(const Job& job, const Pixels& pixels, int64_t first, int32_t* sums) {
+    const FastFinish unused(job);
+    if (job.block.width > 16) return block<P, 2, FINISH_ANY, FastFinish, Words>(job, pixels, first, unused, sums);
+    block<P, 1, FINISH_ANY, FastFinish, Words>(job, pixels, first, unused, sums);
+}
+
+inline void sum_words(const Job& job, const Pixels& pixels, int64_t first, int64_t count, int32_t* sums) {
+    using Run = void (*)(const Job&, const Pixels&, int64_t, int32_t*);
+    static const Run RUNS[PIXELS] = {words_of<1>,  words_of<2>,  words_of<3>,  words_of<4>, words_of<5>,
+                                     words_of<6>,  words_of<7>,  words_of<8>,  words_of<9>, words_of<10>,
+                                     words_of<11>, words_of<12>, words_of<13>, words_of<14>};
+    RUNS[count - 1](job, pixels, first, sums);
 }
 
 // All of `count` pixels.

@@ -126,6 +126,7 @@ inline void finish_codes(const Job& job, const Pixels& pixels, int64_t first, in
     }
 }
 
+// Pixels whose sums stand in memory, [pixel][32], of any layer.
 inline void finish_memory(const Job& job, const Pixels& pixels, int64_t first, int64_t count, const int32_t* sums) {
     if (job.type != FXQ_U8 || job.record->ints[13] == 2) return finish_any(job, pixels, first, count, sums);
     with_function(job.record->ints[9], [&](auto tag) {

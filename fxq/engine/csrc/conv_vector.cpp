@@ -8,9 +8,7 @@
 #endif
 #include "conv_narrow.h"
 #include "conv_walk.h"
-#if defined(FXQ_AVX512VNNI)
 #include "conv_winograd.h"
-#endif
 
 namespace fxq {
 namespace FXQ_NS {
@@ -24,9 +22,7 @@ constexpr int64_t LEAST = 1 << 18;        // products of a task: about a microse
 // The kernel of its own that an operation has, or nullptr.
 const Kernel* kernel_of(const Operation& op) {
     if (is_narrow(op)) return &narrow_kernel;
-#if defined(FXQ_AVX512VNNI)
     if (suits_winograd(op)) return &winograd_kernel;
-#endif
     return nullptr;
 }
 

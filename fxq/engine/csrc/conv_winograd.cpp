@@ -2,9 +2,15 @@
 // each of the 36 positions, and transformed back, a block of output channels after the other.
 #include "conv_winograd.h"
 
+#include <string.h>
+
 #include <new>
 
+#if defined(FXQ_AVX512VNNI)
 #include "conv_block_avx512.h"
+#else
+#include "conv_block_avx2.h"
+#endif
 #include "conv_walk.h"
 #include "winograd.h"
 
@@ -149,24 +155,13 @@ void transform_tile(const Operation& op, const Context& context, const WinogradS
                         state.inputs / 2);
 }
 
-template <int P>
-void products(const Job& job, const Pixels& pixels, int64_t first, int32_t* sums) {
-    const FastFinish unused(job);
-    if (job.block.width > 16) return block<P, 2, FINISH_ANY, FastFinish, Words>(job, pixels, first, unused, sums);
-    block<P, 1, FINISH_ANY, FastFinish, Words>(job, pixels, first, unused, sums);
-}
-
 // Sums of all tiles of a group at one position.
 void position(const Job& job, const Pixels& pixels, int64_t tiles, int32_t* sums) {
-    using Run = void (*)(const Job&, const Pixels&, int64_t, int32_t*);
-    static const Run RUNS[PIXELS] = {products<1>,  products<2>,  products<3>,  products<4>, products<5>,
-                                     products<6>,  products<7>,  products<8>,  products<9>, products<10>,
-                                     products<11>, products<12>, products<13>, products<14>};
     const int64_t pieces = groups_of_pixels(tiles);
     for (int64_t i = 0; i < pieces; ++i) {
         int64_t from, to;
         piece(tiles, pieces, i, &from, &to);
-        RUNS[to - from - 1](job, pixels, from, sums + from * BLOCK);
+        sum_words(job, pixels, from, to - from, sums + from * BLOCK);
     }
 }
 
@@ -187,47 +182,39 @@ FXQ_INLINE void transform_back(const uint8_t* sums, int64_t step, I start, int32
     row(&Four::a, 0), row(&Four::b, 1), row(&Four::c, 2), row(&Four::d, 3);
 }
 
-// Finishes `count` pixels of a row of a tile from their sums.
-template <int finish>
-void finish_row(const Job& job, const FastFinish& fast, const Pixels& pixels, int64_t first, int64_t count,
-                const int32_t* sums) {
-    if (finish == FINISH_ANY) return finish_memory(job, pixels, first, count, sums);
-    const int vectors = job.block.width > 16 ? 2 : 1;
-    for (int64_t p = 0; p < count; p += 2) {
-        const int64_t q = p + 1 < count ? p + 1 : p;
-        const int32_t *const a = sums + p * BLOCK, *const b = sums + q * BLOCK;
-        fast.pair<finish>(pixels, first + p, first + q, load_int(a), load_int(a + 16), load_int(b), load_int(b + 16),
-                          vectors);
-    }
-}
-
-// Pixel addresses of a tile's outputs.
-void note_outputs(const Operation& op, const Context& context, const Tile& tile, Pixels* pixels) {
+// Notes the addresses of a tile's outputs inside of the image from number `first` on, and closes the gaps that the others
+// leave in `sums`. Returns their number.
+int64_t note_outputs(const Operation& op, const Context& context, const Tile& tile, Pixels* pixels, int64_t first,
+                     int32_t* sums) {
     const Tensor &y = *op.output, &r = op.input[1] ? *op.input[1] : y;
     uint8_t* const to = address(context, y, tile.image) + tile.row * y.row_pitch + tile.column * y.pixel_pitch;
     const uint8_t* const residual =
         address(context, r, tile.image) + tile.row * r.row_pitch + tile.column * r.pixel_pitch;
-    for (int64_t i = 0; i < TILE; ++i) {
-        for (int64_t j = 0; j < TILE; ++j) {
-            pixels->y[i * TILE + j] = to + i * y.row_pitch + j * y.pixel_pitch;
-            pixels->r[i * TILE + j] = residual + i * r.row_pitch + j * r.pixel_pitch;
+    for (int64_t i = 0, p = first; i < tile.height; ++i) {
+        for (int64_t j = 0; j < tile.width; ++j, ++p) {
+            pixels->y[p] = to + i * y.row_pitch + j * y.pixel_pitch;
+            pixels->r[p] = residual + i * r.row_pitch + j * r.pixel_pitch;
         }
+        if (tile.width < TILE)
+            memmove(sums + i * tile.width * BLOCK, sums + i * TILE * BLOCK, static_cast<size_t>(tile.width) * BLOCK * 4);
     }
+    return tile.height * tile.width;
 }
 
-template <int finish>
 void finish_tiles(const Operation& op, const Context& context, const WinogradState& state, const Job& job, int64_t begin,
                   int64_t count, const uint8_t* sums) {
-    const FastFinish fast(job);
-    alignas(64) int32_t back[TILE * TILE * BLOCK];
+    constexpr int64_t OUTPUTS = TILE * TILE, MOST = 4 * OUTPUTS;  // of a tile; of what is finished at once
+    alignas(64) int32_t back[MOST * BLOCK];
     Pixels pixels;
+    int64_t filled = 0;
     for (int64_t t = 0; t < count; ++t, sums += BLOCK * 4) {
-        const Tile tile(op, state, begin + t);
-        note_outputs(op, context, tile, &pixels);
-        for (int64_t v = 0; v < (job.block.width > 16 ? 2 : 1); ++v)
-            transform_back(sums + v * 64, state.sums, load_int(job.start + 16 * v), back + 16 * v);
-        for (int64_t i = 0; i < tile.height; ++i)
-            finish_row<finish>(job, fast, pixels, i * TILE, tile.width, back + i * TILE * BLOCK);
+        int32_t* const to = back + filled * BLOCK;
+        for (int64_t c = 0; c < job.block.width; c += LANES)
+            transform_back(sums + c * 4, state.sums, load_int(job.start + c), to + c);
+        filled += note_outputs(op, context, Tile(op, state, begin + t), &pixels, filled, to);
+        if (filled + OUTPUTS <= MOST && t + 1 < count) continue;
+        finish_memory(job, pixels, 0, filled, back);
+        filled = 0;
     }
 }
 
@@ -252,9 +239,7 @@ void work(const Operation& op, const Context& context, const WinogradState& stat
             part.panel = job.panel + i * (state.panel_bytes / POSITIONS);
             position(part, pixels, count, reinterpret_cast<int32_t*>(sums + i * state.sums));
         }
-        if (job.finish == FINISH_PLAIN) finish_tiles<FINISH_PLAIN>(op, context, state, job, begin, count, sums);
-        if (job.finish == FINISH_RESIDUAL) finish_tiles<FINISH_RESIDUAL>(op, context, state, job, begin, count, sums);
-        if (job.finish == FINISH_ANY) finish_tiles<FINISH_ANY>(op, context, state, job, begin, count, sums);
+        finish_tiles(op, context, state, job, begin, count, sums);
     }
 }
 
@@ -292,7 +277,7 @@ bool suits_winograd(const Operation& op) {
     if (ints[8] != 1 || blocks * panel_bytes(channels) > MOST_PANELS) return false;
     // Cycles for an image, roughly: products, transforms, and the panels, read once by each thread.
     const int64_t tiles = count_of(y.height) * count_of(y.width);
-    const int64_t direct = int64_t(y.height) * y.width * 9 * ((channels + 3) / 4) * blocks * 2;
+    const int64_t direct = int64_t(y.height) * y.width * 9 * ((channels + 3) / 4) * blocks * 2 * BYTES_COST;
     const int64_t products = tiles * POSITIONS * ((channels + 1) / 2) * blocks * 2;
     const int64_t transforms = tiles * (round_up(channels, WORDS) / WORDS * 250 + blocks * 400);
     const int64_t reading = blocks * panel_bytes(channels) / 4;
