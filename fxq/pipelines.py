@@ -129,7 +129,10 @@ def mixed_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: b
     safe (softmax, norms, means, ...) and what would only be converted to bf16 and back is in float32. See
     :class:`fxq.passes.LowerHalf`. The engine has no bf16: for the target "native" single int8 modules run.
     """
-    return int8_pipeline(recipe or Recipe("mixed"), module_backend(target), verify).append(LowerHalf("bf16"))
+    manager = int8_pipeline(recipe or Recipe("mixed"), target, verify)
+    if resolve_target(target) == "native":
+        return manager.insert_before("form_segments", LowerHalf("bf16"))
+    return manager.append(LowerHalf("bf16"))
 
 
 def pipeline(recipe: Recipe, target: str, verify: bool = True) -> PassManager:

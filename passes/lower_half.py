@@ -16,10 +16,11 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.manager.running import ensure_recorded, run_on_copy
-from fxq.nn import Quantize
+from fxq.nn import Dequantize, Quantize
+from fxq.nn.qlayer import QLayer
 from fxq.passes._dtypes import attribute
 from fxq.passes._half_plan import HalfPlan, plan_half
-from fxq.passes._half_table import is_real
+from fxq.passes._half_table import FLOAT_INSIDE, is_real
 from fxq.quant.options import Options
 from fxq.quant.overrides import Choices, Override, check_overrides
 from fxq.targets.half_support import HALF_TYPES, no_half_reason
@@ -105,7 +106,11 @@ class _Lowering:
         nodes = list(self._order)
         for node in nodes:
             module = rw.module_of(node)
-            if node in half and module is not None:
+            if node in self._plan.sources:
+                assert isinstance(module, QLayer | Dequantize)
+                with rw.rule("give", node):
+                    rw.give_own_module(node, module.giving(self._dtype))
+            elif node in half and module is not None and rw.identify(node).kind not in FLOAT_INSIDE:
                 with rw.rule("half", node):
                     rw.give_own_module(node, self._in_half(module))
             elif node in half:
@@ -113,9 +118,10 @@ class _Lowering:
                     pass
         for node in nodes:
             readers = [u for u in node.users if u in half]
-            if node not in half and readers and is_real(node):
+            given = node in half or node in self._plan.sources
+            if not given and readers and is_real(node):
                 self._narrow(node, readers)
-            if node in half and not isinstance(node.meta.get("fxq_tensor"), tuple):
+            if given and not isinstance(node.meta.get("fxq_tensor"), tuple):
                 self._widen(node, [u for u in node.users if not self._takes_half(u)])
 
     def _narrow(self, node: fx.Node, readers: list[fx.Node]) -> None:
