@@ -36,9 +36,9 @@ SENSITIVE: Final[dict[str, str]] = {
     **dict.fromkeys(("gru", "rnn"), "torch's layer is no faster in half precision"),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_cell"), "torch's cell is no faster in half precision"),
 }
-#: Of these, what PyTorch's bf16 kernels compute in float32 inside, with weights in float32: what they give is rounded to
-#: bf16, nothing else. Between int8 layers that costs less than conversions around them. Left out: RMS norms take weights
-#: in bf16 alone, pools of three dimensions have no such kernel, and those of softmax and attention are no faster.
+#: Of these, what PyTorch's bf16 kernels compute in float32 inside, with weights in float32: what they give is rounded
+#: to bf16, nothing else. Between int8 layers that costs less than conversions around them. Left out: RMS norms take
+#: weights in bf16 alone, pools of three dimensions have no such kernel, softmax and attention gain nothing.
 FLOAT_INSIDE: Final = frozenset({"layer_norm", "group_norm", "instance_norm", "batch_norm", "mean"}) | {
     f"{m}_pool{n}d" for m in ("avg", "adaptive_avg") for n in (1, 2)
 }

@@ -42,6 +42,13 @@ class LowerHalf(Pass):
     table in ``_half_table`` does not name. For fp16, values and weights are looked at too: beyond 2**13 or all below
     2**-10 on the example inputs, or constants out of that range (a mask of -1e9), keep an operation in float.
 
+    Between int8 layers (a graph of the stage INT8, for bf16) nothing is converted to bf16: an int8 layer, or a
+    dequantisation, rounds its float32 result to bf16 itself where something in bf16 reads it, and a quantisation reads
+    bf16. ``%y = QLinear[fc](%q)`` gives bf16, ``%s = add(%y, %x)``, ``%n = layer_norm(%s)`` compute in it, and
+    ``%n_quantize = Quantize(%n)`` makes codes of it. There a follower is lowered where *one* of what it reads is in
+    bf16 and the others, which are then converted, are as large as its result; and so are norms and means, whose bf16
+    kernels compute in float32 inside, with weights in float32.
+
     A value is converted once, however many read it, and never back and forth; weights and constants are converted when
     the pass runs. The inputs and outputs of the graph keep their dtypes.
 

@@ -15,6 +15,7 @@ from fxq.engine.library import unavailable_reason
 from fxq.ir import graph_text, take_snapshot
 from fxq.ir.metrics import distance
 from fxq.ir.shapes import tensor_spec
+from fxq.passes import FormSegments
 from fxq.passes._half_table import FLOAT_INSIDE
 from fxq.passes.lower_half import LowerHalf
 from fxq.targets.half_support import no_half_reason
@@ -163,11 +164,14 @@ def test_diagrams_show_the_dtype(tmp_path: Any) -> None:
 @pytest.mark.skipif(unavailable_reason() is not None, reason="the engine was not built")
 def test_the_engine_leaves_bf16_to_pytorch() -> None:
     torch.manual_seed(0)
-    gm = _mixed(Encoder(norm_first=True).eval(), _tokens(), "native")
-    reasons = {r.node: r.reason for r in fxq.report(gm)["form_segments"].refused}
+    data = _tokens()
+    gm = _mixed(Encoder(norm_first=True).eval(), data)
+    formed = FormSegments()(gm, data[0])
+    reasons = {r.node: r.reason for r in formed.record.refused}
     assert reasons["layers_layers_0_linear2"] == "it gives bfloat16, which the engine does not have"
     assert "bf16[2, 7, 32], the engine has codes and float32" in reasons["layers_layers_0_norm2"]
-    assert any(type(m).__name__ == "Segment" for m in gm.modules())
+    assert any(type(m).__name__ == "Segment" for m in formed.graph_module.modules())
+    assert distance(gm(data[0]), formed.graph_module(data[0])).sqnr_db > 35
 
 
 class Masked(nn.Module):
@@ -253,7 +257,7 @@ def test_fp16_is_converted_by_itself() -> None:
     int8 = fxq.compile(model, data[0], calibration=data, recipe=fxq.Recipe("int8", overrides=(
         fxq.Override("mul", quantise=False),)), target="reference", progress=False)  # fmt: skip
     gm = LowerHalf("fp16", anywhere=True, least_macs=0)(int8, data[0]).graph_module
-    assert {d for d in _dtypes(gm).values()} <= {torch.float32, torch.uint8, torch.float16}
+    assert set(_dtypes(gm).values()) <= {torch.float32, torch.uint8, torch.float16}
     assert torch.isfinite(gm(data[0])).all()
 
 
