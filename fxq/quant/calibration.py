@@ -184,13 +184,14 @@ class Calibration:
             ) from error  # fmt: skip
         if bound is None:
             raise CalibrationError(f"calibration batch {index} is None", fix="drop it, or look for why it is empty")
-        for tensor in tensors_in((*bound.args, bound.kwargs)):
-            _check_memory(tensor, index)
-            # minus infinity has a use (attention masks); where it has none, the observers find it
-            if tensor.is_floating_point() and not bool((tensor < float("inf")).all()):
-                raise CalibrationError(
-                    f"calibration batch {index} holds NaN or infinity", fix="drop the batch, or clean the data"
-                )
+        for name, value in _named(self._model, bound):
+            for tensor in tensors_in(value):
+                _check_memory(tensor, index)
+                # minus infinity has a use (attention masks); where it has none, the observers find it
+                if tensor.is_floating_point() and not bool((tensor < float("inf")).all()):
+                    raise CalibrationError(f"calibration batch {index} holds NaN or infinity",
+                                           where=f"the argument `{name}`",
+                                           fix="drop the batch, or clean the data")  # fmt: skip
         return bound
 
     def _why_keys(self, batch: ModelInputs) -> str | None:
@@ -243,6 +244,15 @@ def _required(model: nn.Module) -> int:
         return 1 << 30
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return max(1, sum(p.default is p.empty for p in positional))
+
+
+def _named(model: nn.Module, inputs: ModelInputs) -> Iterator[tuple[str, Any]]:
+    """Yield what goes into ``model`` with the names of its parameters; numbers for those of ``*args``."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]
+    for i, value in enumerate(inputs.args):
+        yield names[i] if i < len(names) else str(i), value
+    yield from inputs.kwargs.items()
 
 
 def _keywords(model: nn.Module) -> set[str]:
