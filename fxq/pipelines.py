@@ -125,11 +125,13 @@ def mixed_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: b
     """The int8 pipeline for layers with weights alone, then bf16 for what lies between them.
 
     Convolutions and linear layers, with the residual and the activation fused into them: u8 inputs, s8 weights, as in
-    "int8"; their results are u8 where the next such layer reads them, also through reshapes and max pools, else
-    float32. Every other operation computes on real values. Those that are safe in half precision and read such
-    results alone, on their way to a layer's input, are in bf16; so are large products that int8 leaves. What is not
-    safe (softmax, norms, means, ...) and what would only be converted to bf16 and back is in float32. See
-    :class:`fxq.passes.LowerHalf`. The engine has no bf16: for the target "native" single int8 modules run.
+    "int8"; their results are u8 where the next such layer reads them, also through reshapes and max pools, else bf16
+    where what follows computes in bf16, else float32. Every other operation computes on real values: in bf16 between
+    such layers (sums, products, activations; norms and means with float32 inside), in float32 where that is not safe
+    (softmax, attention, roots, ...) or would only be converted to bf16 and back. Large products that int8 leaves are in
+    bf16. See :class:`fxq.passes.LowerHalf`, and :class:`fxq.Recipe` for when it pays. The engine has no bf16: for the
+    target "native" single int8 modules run, too, as parts in the engine and bf16 operations of PyTorch's by turns take
+    longer (their threads wait for each other's cores).
     """
     return int8_pipeline(recipe or Recipe("mixed"), module_backend(target), verify).append(LowerHalf("bf16"))
 

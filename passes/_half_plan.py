@@ -10,9 +10,10 @@ import torch
 from torch import fx
 
 from fxq.ir.identify import OpCall
+from fxq.ir.ops import MOVES
 from fxq.ir.rewriter import Rewriter
-from fxq.ir.shapes import describe_value
-from fxq.nn import Quantize
+from fxq.ir.shapes import describe_value, tensor_spec
+from fxq.nn import Dequantize, Quantize
 from fxq.nn.qlayer import QLayer
 from fxq.passes._half_table import (
     LARGEST,
@@ -24,7 +25,7 @@ from fxq.passes._half_table import (
 )
 from fxq.passes._products import macs, products_per_value
 from fxq.targets.overwritten import overwritten
-from fxq.targets.suitability import picks_from_tuple, reads_shape_only
+from fxq.targets.suitability import picks_from_tuple, reads_shape_only, reads_size_only
 
 #: With fewer products than this for each value, reading and writing takes the time, not multiplying.
 _DENSE: Final = 16
@@ -36,11 +37,13 @@ class HalfPlan:
 
     Attributes:
         half: the nodes whose values are in half precision.
+        sources: int8 layers with real results that some node of ``half`` reads: they give half precision themselves.
         refused: each operation that stays in float, with the reason.
         macs: the multiply-adds of each product.
     """
 
     half: set[fx.Node] = field(default_factory=set)
+    sources: set[fx.Node] = field(default_factory=set)
     refused: dict[fx.Node, str] = field(default_factory=dict)
     macs: dict[fx.Node, int] = field(default_factory=dict)
 
@@ -51,6 +54,9 @@ def plan_half(
 ) -> HalfPlan:  # fmt: skip
     """Decide what runs in half precision; shapes are recorded.
 
+    Between int8 layers, which give bf16 as well as float32 and read both, an operation is in half precision where
+    something that it reads is; elsewhere, where everything is.
+
     Args:
         least_macs: a product of fewer multiply-adds does not pay for converting what it reads.
         kept: operations that must stay in float, with the reason.
@@ -59,9 +65,9 @@ def plan_half(
     plan = HalfPlan()
     calls = {c.node: c for c in rw.calls() if not reads_shape_only(c.node)}
     unstable = overwritten(calls)
-    sources = {n for n, c in calls.items() if gives_float(c)}
+    sources = {n for n, c in calls.items() if gives_real(c)} if dtype is torch.bfloat16 else set()
     for node, call in calls.items():
-        if node in sources or isinstance(call.module, Quantize):
+        if gives_real(call) or isinstance(call.module, Quantize):
             continue
         if not is_real(node):
             if call.kind in PRODUCTS:
@@ -69,7 +75,7 @@ def plan_half(
             continue
         if call.kind in PRODUCTS:
             plan.macs[node] = macs(call)
-        reason = kept.get(node) or hindrance(call, dtype)
+        reason = kept.get(node) or hindrance(call, dtype, between_int8=bool(sources))
         if reason is None and (node in unstable or unstable.intersection(call.nodes)):
             reason = "a value that it reads or gives is overwritten in place"
         reason = reason or _range_reason(node, largest) or _surroundings(call, plan, sources, least_macs)
@@ -78,12 +84,15 @@ def plan_half(
         else:
             plan.refused[node] = reason
     _trim(plan, calls, sources)
+    plan.sources = {n for n in sources if _has_half_user(n, plan)}
     return plan
 
 
-def gives_float(call: OpCall) -> bool:
-    """Whether an int8 layer gives float32 here, which can be narrowed as well as not."""
-    return isinstance(call.module, QLayer) and call.module.quantisation.output is None
+def gives_real(call: OpCall) -> bool:
+    """Whether a call leaves int8: a layer without codes for its result, or a dequantisation."""
+    if isinstance(call.module, QLayer):
+        return call.module.quantisation.output is None
+    return isinstance(call.module, Dequantize)
 
 
 def _range_reason(node: fx.Node, largest: Mapping[fx.Node, float] | None) -> str | None:
@@ -100,11 +109,28 @@ def _surroundings(call: OpCall, plan: HalfPlan, sources: set[fx.Node], least_mac
     if call.kind in PRODUCTS and count >= least_macs and products_per_value(call) >= min(_DENSE, least_macs):
         return None
     reads = [n for n in real_inputs(call) if n.op != "get_attr"]
-    if reads and all(n in plan.half or n in sources for n in reads):
+    others = [n for n in reads if n not in plan.half and n not in sources]
+    if len(others) < len(reads) and (not others or (sources and _narrows(call, others))):
         return None
     if call.kind in PRODUCTS:
         return f"its {count:,} multiply-adds do not pay for conversions"
     return "what it reads is in float"
+
+
+def _narrows(call: OpCall, others: list[fx.Node]) -> bool:
+    """Whether ``call`` is worth narrowing ``others``, which are in float, for what it reads from int8 layers.
+
+    Not what an operation repeats: that may be a mask of float32's lowest number, which bf16 does not have.
+    """
+    if call.kind in PRODUCTS:
+        return False
+    shape = _shape(call.node)
+    return call.kind in MOVES or all(_shape(n) == shape for n in others)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    spec = tensor_spec(node)
+    return None if spec is None else tuple(spec.shape)
 
 
 def _trim(plan: HalfPlan, calls: Mapping[fx.Node, OpCall], sources: set[fx.Node]) -> None:
@@ -126,15 +152,40 @@ def _trim(plan: HalfPlan, calls: Mapping[fx.Node, OpCall], sources: set[fx.Node]
         alone = all(set(u.all_input_nodes) == {node} for u in parts)
         if not alone or not all(map(ends_here, parts)) or (not parts and not ends_here(node)):
             continue
-        unit = [node, *parts]
-        reads = [n for n in real_inputs(calls[node]) if n in plan.half or n in sources]
-        before = sum(_has_float_user(n, plan) for n in unit) + sum(n in sources for n in reads)
-        after = sum(n in plan.half and not _has_float_user(n, plan) for n in reads)
-        if after < before or (sources and after == before):  # a conversion of what int8 gives is one too many
-            for member in unit:
-                plan.half.discard(member)
-                plan.refused[member] = "its result is used in float"
+        unit = {node, *parts}
+        around = [*unit, *real_inputs(calls[node])]
+        before = _conversions(around, plan, calls, sources)
+        plan.half -= unit
+        after = _conversions(around, plan, calls, sources)
+        if after < before or (sources and after == before):  # of two that cost the same, the exact one
+            plan.refused |= dict.fromkeys(unit, "its result is used in float")
+        else:
+            plan.half |= unit
 
 
-def _has_float_user(node: fx.Node, plan: HalfPlan) -> bool:
-    return any(u not in plan.half and (u.op == "output" or not reads_shape_only(u)) for u in node.users)
+def _conversions(
+    values: list[fx.Node], plan: HalfPlan, calls: Mapping[fx.Node, OpCall], sources: set[fx.Node]
+) -> int:  # fmt: skip
+    """How many of ``values`` must be there in both precisions."""
+    count = 0
+    for node in values:
+        if node in sources:  # in the one or the other as it is asked for
+            count += _has_half_user(node, plan) and _has_float_user(node, plan, calls)
+        elif node in plan.half:
+            count += _has_float_user(node, plan, calls)
+        elif node.op != "get_attr":
+            count += _has_half_user(node, plan)
+    return count
+
+
+def _has_half_user(node: fx.Node, plan: HalfPlan) -> bool:
+    return any(u in plan.half for u in node.users)
+
+
+def _has_float_user(node: fx.Node, plan: HalfPlan, calls: Mapping[fx.Node, OpCall]) -> bool:
+    return any(u not in plan.half and not _takes_both(u, calls) for u in node.users)
+
+
+def _takes_both(user: fx.Node, calls: Mapping[fx.Node, OpCall]) -> bool:
+    """Whether ``user`` reads any precision: for the size alone, or to quantise it."""
+    return reads_size_only(user) or (user in calls and isinstance(calls[user].module, Quantize))

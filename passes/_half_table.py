@@ -36,18 +36,31 @@ SENSITIVE: Final[dict[str, str]] = {
     **dict.fromkeys(("gru", "rnn"), "torch's layer is no faster in half precision"),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_cell"), "torch's cell is no faster in half precision"),
 }
+#: Of these, what PyTorch's bf16 kernels compute in float32 inside, with weights in float32: what they give is rounded
+#: to bf16, nothing else. Between int8 layers that costs less than conversions around them. Left out: RMS norms take
+#: weights in bf16 alone, pools of three dimensions have no such kernel, softmax and attention gain nothing.
+FLOAT_INSIDE: Final = frozenset({"layer_norm", "group_norm", "instance_norm", "batch_norm", "mean"}) | {
+    f"{m}_pool{n}d" for m in ("avg", "adaptive_avg") for n in (1, 2)
+}
 #: fp16 reaches from 2**-14, with all its bits, to 2**16: values are kept this far inside, because other data differs.
 LARGEST: Final = 2.0**13
 SMALLEST: Final = 2.0**-10
 
 
-def hindrance(call: OpCall, dtype: torch.dtype) -> str | None:
-    """Return why ``call`` must stay in float whatever surrounds it, or None."""
+def hindrance(call: OpCall, dtype: torch.dtype, between_int8: bool = False) -> str | None:
+    """Return why ``call`` must stay in float whatever surrounds it, or None.
+
+    Args:
+        between_int8: whether it may be one of ``FLOAT_INSIDE``, where ``dtype`` is bf16.
+    """
     if call.module is not None and has_hooks(call.module):
         return f"{type(call.module).__name__} has hooks"
-    if isinstance(call.kind, str) and call.kind in SENSITIVE:
+    inside = between_int8 and dtype is torch.bfloat16 and call.kind in FLOAT_INSIDE
+    if isinstance(call.kind, str) and call.kind in SENSITIVE and not inside:
         return SENSITIVE[call.kind]
-    if call.kind not in PRODUCTS and call.kind not in FOLLOWERS:
+    if inside and call.attrs.get("dtype") is not None:
+        return f"it returns {call.attrs['dtype']}"
+    if call.kind not in PRODUCTS and call.kind not in FOLLOWERS and not inside:
         return f"{kind_text(call.kind)} is not known to be safe in half precision"
     if call.inplace:
         return "it writes in place"

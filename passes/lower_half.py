@@ -16,10 +16,11 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.manager.running import ensure_recorded, run_on_copy
-from fxq.nn import Quantize
+from fxq.nn import Dequantize, Quantize
+from fxq.nn.qlayer import QLayer
 from fxq.passes._dtypes import attribute
 from fxq.passes._half_plan import HalfPlan, plan_half
-from fxq.passes._half_table import is_real
+from fxq.passes._half_table import FLOAT_INSIDE, is_real
 from fxq.quant.options import Options
 from fxq.quant.overrides import Choices, Override, check_overrides
 from fxq.targets.half_support import HALF_TYPES, no_half_reason
@@ -40,6 +41,13 @@ class LowerHalf(Pass):
     others stay in float32: softmax and attention, norms, means, ``exp``, division and roots, embeddings, and what the
     table in ``_half_table`` does not name. For fp16, values and weights are looked at too: beyond 2**13 or all below
     2**-10 on the example inputs, or constants out of that range (a mask of -1e9), keep an operation in float.
+
+    Between int8 layers (a graph of the stage INT8, for bf16) nothing is converted to bf16: an int8 layer, or a
+    dequantisation, rounds its float32 result to bf16 itself where something in bf16 reads it, and a quantisation reads
+    bf16. ``%y = QLinear[fc](%q)`` gives bf16, ``%s = add(%y, %x)``, ``%n = layer_norm(%s)`` compute in it, and
+    ``%n_quantize = Quantize(%n)`` makes codes of it. There a follower is lowered where *one* of what it reads is in
+    bf16 and the others, which are then converted, are as large as its result; and so are norms and means, whose bf16
+    kernels compute in float32 inside, with weights in float32.
 
     A value is converted once, however many read it, and never back and forth; weights and constants are converted when
     the pass runs. The inputs and outputs of the graph keep their dtypes.
@@ -105,7 +113,11 @@ class _Lowering:
         nodes = list(self._order)
         for node in nodes:
             module = rw.module_of(node)
-            if node in half and module is not None:
+            if node in self._plan.sources:
+                assert isinstance(module, QLayer | Dequantize)
+                with rw.rule("give", node):
+                    rw.give_own_module(node, module.giving(self._dtype))
+            elif node in half and module is not None and rw.identify(node).kind not in FLOAT_INSIDE:
                 with rw.rule("half", node):
                     rw.give_own_module(node, self._in_half(module))
             elif node in half:
@@ -113,9 +125,10 @@ class _Lowering:
                     pass
         for node in nodes:
             readers = [u for u in node.users if u in half]
-            if node not in half and readers and is_real(node):
+            given = node in half or node in self._plan.sources
+            if not given and readers and is_real(node):
                 self._narrow(node, readers)
-            if node in half and not isinstance(node.meta.get("fxq_tensor"), tuple):
+            if given and not isinstance(node.meta.get("fxq_tensor"), tuple):
                 self._widen(node, [u for u in node.users if not self._takes_half(u)])
 
     def _narrow(self, node: fx.Node, readers: list[fx.Node]) -> None:

@@ -79,7 +79,9 @@ def _batch_size(graph: fx.Graph) -> int:
 
 
 def _view(spec: TensorSpec, batch: int) -> View:
-    if spec.dtype not in TYPES or not spec.shape or spec.shape[0] != batch or 0 in spec.shape:
+    if spec.dtype not in TYPES:
+        raise TargetError(f"it reads {spec}, the engine has codes and float32")
+    if not spec.shape or spec.shape[0] != batch or 0 in spec.shape:
         raise TargetError(f"it reads {spec}, which is no tensor with the batch in front")
     kind: Type = TYPES[spec.dtype]
     builder = Builder()

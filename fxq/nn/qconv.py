@@ -1,4 +1,4 @@
-"""int8 convolutions: u8 codes in, u8 codes or float32 out."""
+"""int8 convolutions: u8 codes in, u8 codes or real values out."""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ def quantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
     """
     if has_torch_function_unary(x):
         return handle_torch_function(quantize, (x,), x, scale, zero_point)
-    return round_to_u8_(x.float() * (1.0 / scale), zero_point)
+    # One new tensor either way: for a large one, memory costs as much as arithmetic.
+    steps = x * (1.0 / scale) if x.dtype is torch.float32 else x.float().mul_(1.0 / scale)
+    return round_to_u8_(steps, zero_point)
 
 
 def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:

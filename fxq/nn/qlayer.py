@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class QLayer(Packed):
         self.eval()
 
     def forward(self, q: Tensor, residual: Tensor | list[Tensor] | None = None) -> Tensor:
-        """u8 codes -> u8 codes, or float32 where the output has no QParams. Neither argument is modified.
+        """u8 codes -> u8 codes, or real values where the output has no QParams. Neither argument is modified.
 
         A residual in a list is given up by the caller: it is taken out of the list, and its memory may become the
         result's where nobody else can see it.
@@ -53,6 +54,18 @@ class QLayer(Packed):
                 self._kernels(), Weights(self.weight, self.weight_scale, self.bias), q.shape
             )
         return run(q, *take(residual)) if isinstance(residual, list) else run(q, residual)
+
+    def giving(self, dtype: torch.dtype) -> Self:
+        """Return this layer, on the same buffers, with real results in ``dtype``, float32 or bfloat16.
+
+        Raises:
+            GraphError: it gives codes, or ``dtype`` is another one.
+        """
+        found = copy.copy(self)
+        found._buffers = dict(self._buffers)
+        found.quantisation = replace(self.quantisation, dtype=dtype)
+        found._derived = None
+        return found
 
     @property
     def adds_in_place(self) -> bool:
@@ -88,4 +101,5 @@ class QLayer(Packed):
         codes = {"input": q.input, "residual": q.residual, "output": q.output}
         parts = [f"{name}=({p.scale:.6g}, {p.zero_point})" for name, p in codes.items() if p is not None]
         parts += [f"epilogue={q.epilogue}"] if q.epilogue else []
+        parts += ["dtype=bfloat16"] if q.dtype is torch.bfloat16 else []
         return ", ".join([*parts, f"backend={self.backend}"])

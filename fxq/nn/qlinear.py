@@ -1,4 +1,4 @@
-"""The int8 linear layer: u8 codes in, u8 codes or float32 out."""
+"""The int8 linear layer: u8 codes in, u8 codes or real values out."""
 
 from __future__ import annotations
 

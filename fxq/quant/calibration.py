@@ -138,9 +138,10 @@ class Calibration:
                     model(*batch.args, **batch.kwargs)
                 except CalibrationError as error:
                     raise _in_batch(error, count) from error
-                except (RuntimeError, TypeError, ValueError, LookupError, AssertionError) as error:
+                except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
                     raise CalibrationError(
                         f"the model fails on calibration batch {count}: {type(error).__name__}: {error}",
+                        why=self._why_keys(batch),
                         fix="give batches that the model itself takes; fxq.inputs(loader, fn) picks the arguments",
                     ) from error
                 count += 1
@@ -183,13 +184,23 @@ class Calibration:
             ) from error  # fmt: skip
         if bound is None:
             raise CalibrationError(f"calibration batch {index} is None", fix="drop it, or look for why it is empty")
-        for tensor in tensors_in((*bound.args, bound.kwargs)):
-            # minus infinity has a use (attention masks); where it has none, the observers find it
-            if tensor.is_floating_point() and not bool((tensor < float("inf")).all()):
-                raise CalibrationError(
-                    f"calibration batch {index} holds NaN or infinity", fix="drop the batch, or clean the data"
-                )
+        for name, value in _named(self._model, bound):
+            for tensor in tensors_in(value):
+                _check_memory(tensor, index)
+                # minus infinity has a use (attention masks); where it has none, the observers find it
+                if tensor.is_floating_point() and not bool((tensor < float("inf")).all()):
+                    raise CalibrationError(f"calibration batch {index} holds NaN or infinity",
+                                           where=f"the argument `{name}`",
+                                           fix="drop the batch, or clean the data")  # fmt: skip
         return bound
+
+    def _why_keys(self, batch: ModelInputs) -> str | None:
+        """What a dict that went in whole holds, and what the model takes; None where there is no such dict."""
+        given = next((value for value in batch.args if isinstance(value, Mapping)), None)
+        if given is None:
+            return None
+        keys = f"with the keys {', '.join(map(repr, given))}" if given else "without keys"
+        return f"a dict went in {keys}, the model takes {', '.join(map(repr, sorted(self._keywords)))}"
 
     def _without_labels(self, batch: Any) -> Any:
         if isinstance(batch, tuple | list):
@@ -197,6 +208,17 @@ class Calibration:
         if isinstance(batch, Mapping) and self._keywords and self._keywords & set(batch):
             return {name: value for name, value in batch.items() if name in self._keywords}
         return batch
+
+
+def _check_memory(tensor: torch.Tensor, index: int) -> None:
+    """Raise CalibrationError for a tensor whose values cannot be looked at."""
+    if tensor.is_meta:
+        raise CalibrationError(f"calibration batch {index} holds a tensor on the meta device", why="it has no values",
+                               fix="load the data on the device of the model")  # fmt: skip
+    if tensor.layout is not torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise CalibrationError(f"calibration batch {index} holds a tensor of the layout {layout}",
+                               fix="give dense tensors: tensor.to_dense()")  # fmt: skip
 
 
 def _copied(batch: Any) -> Any:
@@ -222,6 +244,15 @@ def _required(model: nn.Module) -> int:
         return 1 << 30
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return max(1, sum(p.default is p.empty for p in positional))
+
+
+def _named(model: nn.Module, inputs: ModelInputs) -> Iterator[tuple[str, Any]]:
+    """Yield what goes into ``model`` with the names of its parameters; numbers for those of ``*args``."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]
+    for i, value in enumerate(inputs.args):
+        yield names[i] if i < len(names) else str(i), value
+    yield from inputs.kwargs.items()
 
 
 def _keywords(model: nn.Module) -> set[str]:

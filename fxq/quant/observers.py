@@ -58,7 +58,8 @@ class Observer(nn.Module):
         """
         if not self.seen:
             raise CalibrationError("a value was never observed", where=self.label,
-                                   fix="calibrate before converting, with data that reaches this layer")  # fmt: skip
+                                   fix="calibrate before converting, with batches that are not empty, and data that "
+                                       "reaches this layer")  # fmt: skip
         return QParams.from_range(float(self.minimum.min()), float(self.maximum.max()))
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,8 +40,10 @@ _OPERATIONS: Final[dict[type[nn.Module], dict[str, Any]]] = {
     fnn.QMean: {**_IN_OUT, "dims": _Ints | None, "keepdim": bool, "backend": str},
     fnn.QLookup: {**_IN_OUT, "function": str, "params": tuple[float | str, ...], "backend": str},
     fnn.Quantize: {"output": QParams, "pixels": bool},
-    fnn.Dequantize: {"input": QParams},
+    fnn.Dequantize: {"input": QParams, "dtype": torch.dtype},
 }  # fmt: skip
+#: Arguments that files of earlier versions lack: they get the constructors' defaults.
+_ADDED: Final = frozenset({"dtype"})
 #: Layers with weights: those in float arithmetic, and those on codes.
 _QDQ: Final = (fnn.QDQConv1d, fnn.QDQConv2d, fnn.QDQConv3d, fnn.QDQConvTranspose1d, fnn.QDQConvTranspose2d,
                fnn.QDQConvTranspose3d, fnn.QDQLinear)  # fmt: skip
@@ -66,9 +68,9 @@ def fxq_codecs() -> dict[str, Codec]:
 
 
 def _settings(value: Any, types: dict[str, Any], where: str) -> dict[str, Any]:
-    known = fields(value, where, " ".join(types))
+    known = fields(value, where, " ".join(types.keys() - _ADDED), " ".join(types.keys() & _ADDED))
     reader = RecordReader(where=where)
-    found = {name: reader.decode(kind, known[name]) for name, kind in types.items()}
+    found = {name: reader.decode(kind, known[name]) for name, kind in types.items() if name in known}
     if found.get("backend", "reference") not in BACKENDS:
         refuse(f"there is no int8 backend {found['backend']!r:.60}", where)
     with torch.device("cpu"):  # it may try the kernels to answer, which must not happen on the meta device
@@ -142,6 +144,7 @@ def _make(cls: Any, found: dict[str, Any], weight: Tensor, scale: Tensor, bias: 
     if cls is fnn.QBatchNorm:
         q = found["quantisation"]
         made = cls(q.input, q.output, scale, scale, q.epilogue, found["backend"])
+        made.quantisation = q
         made._buffers["weight"] = weight
     elif cls in _QDQ:
         made = cls(weight, scale, bias, found["epilogue"])

@@ -85,7 +85,7 @@ def _qdq(layer: Any, given: Sequence[Any]) -> Tensor:
 
 def _int8(layer: Any, given: Sequence[Any]) -> Tensor:
     x = _codes(given[0])
-    dtype = torch.float32 if layer.quantisation.output is None else torch.uint8
+    dtype = layer.quantisation.result_dtype
     if isinstance(layer, fnn.QBatchNorm):
         need(x.dim() >= 2 and x.shape[1] == layer.weight_scale.numel(), f"{list(x.shape)} enters another batch norm")
         return like(x, x.shape, dtype)
@@ -200,7 +200,8 @@ def layer_rules() -> dict[type[nn.Module], LayerRule]:
         fnn.QMean: lambda m, given: like(_codes(given[0]), mean_shape(given[0].shape, m.dims, m.keepdim)),
         fnn.QPad: _padded,
         fnn.QLookup: lambda m, given: like(_codes(given[0]), given[0].shape),
-        fnn.Quantize: _unchanged(torch.uint8), fnn.Dequantize: _unchanged(torch.float32), nn.Identity: _unchanged(),
+        fnn.Quantize: _unchanged(torch.uint8), nn.Identity: _unchanged(),
+        fnn.Dequantize: lambda m, given: like(_codes(given[0]), given[0].shape, m.dtype),
     }  # fmt: skip
 
 

@@ -15,8 +15,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from fxq.errors import FxqError
 from fxq.storage.checks import INT_MAX, array, boolean, integer, mapping, refuse, short, text
+from fxq.storage.dtypes import DTYPES, dtype_name
 
 R = TypeVar("R")
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -31,7 +34,7 @@ class RecordWriter:
         self._known: dict[Any, int] = {}
 
     def encode(self, value: Any) -> Any:
-        """Return ``value``, made of dataclasses, enums, lists, tuples, dicts and plain values, as JSON."""
+        """Return ``value``, made of dataclasses, enums, dtypes, lists, tuples, dicts and plain values, as JSON."""
         if isinstance(value, self._shared):
             if value not in self._known:
                 self._known[value] = len(self.table)
@@ -41,6 +44,8 @@ class RecordWriter:
             return self._record(value)
         if isinstance(value, enum.Enum):
             return value.name
+        if isinstance(value, torch.dtype):
+            return dtype_name(value)
         if isinstance(value, list | tuple):
             return [self.encode(v) for v in value]
         if isinstance(value, Mapping):
@@ -133,6 +138,11 @@ def _float(value: Any, where: str) -> float:
     return value
 
 
+def _dtype(value: Any, where: str) -> torch.dtype:
+    name = text(value, where)
+    return DTYPES[name] if name in DTYPES else refuse(f"there is no dtype {short(name)}", where)
+
+
 def _none(value: Any, where: str) -> None:
     if value is not None:
         refuse(f"expected nothing, found {short(value)}", where)
@@ -140,6 +150,7 @@ def _none(value: Any, where: str) -> None:
 
 _PLAIN: dict[Any, Any] = {
     bool: boolean, str: text, float: _float, int: lambda v, where: integer(v, where, -INT_MAX), type(None): _none,
+    torch.dtype: _dtype,
 }  # fmt: skip
 
 

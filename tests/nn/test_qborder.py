@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import fx
 
+from fxq.errors import GraphError
 from fxq.nn import Dequantize, QPad, Quantize, dequantize, quantize
 from fxq.quant.qparams import QParams
 
@@ -21,6 +22,20 @@ def test_the_modules_compute_what_the_functions_do(parameters: QParams) -> None:
     assert torch.equal(Dequantize(parameters)(q), dequantize(q, parameters.scale, parameters.zero_point))
     assert q.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(x, before)
+
+
+def test_dequantising_to_bfloat16_rounds_the_float32_values() -> None:
+    q = torch.arange(256, dtype=torch.uint8)
+    module = Dequantize(_P).giving(torch.bfloat16)
+    assert torch.equal(module(q), Dequantize(_P)(q).to(torch.bfloat16))
+    assert repr(module) == "Dequantize(input=(0.1, 3), dtype=bfloat16)"
+    with pytest.raises(GraphError, match=r"codes are dequantised to float16\n.*Dequantize(.|\n)*float32 or bfloat16"):
+        Dequantize(_P, torch.float16)
+
+
+def test_quantising_bfloat16_widens_first() -> None:
+    x = torch.linspace(-40, 40, 121).to(torch.bfloat16)
+    assert torch.equal(Quantize(_P)(x), Quantize(_P)(x.float()))
 
 
 def test_the_state_dict_holds_the_parameters() -> None:

@@ -118,6 +118,21 @@ def test_onednn_differs_by_at_most_one_quantum_in_a_thousand(layer: nn.Module, s
 
 
 @needs_onednn
+@pytest.mark.parametrize(("layer", "shape"), _SHAPES, ids=_IDS)
+@pytest.mark.parametrize("epilogue", _EPILOGUES[:5] + _EPILOGUES[8:10], ids=str)
+def test_bfloat16_is_the_float32_result_rounded(layer: nn.Module, shape: tuple[int, ...], epilogue: Epilogue) -> None:
+    q, x = codes(shape, 1), QParams(0.0231, 57)
+    reference, onednn = (_lower(layer, x, None, backend, epilogue) for backend in ("reference", "onednn"))
+    residual = codes(tuple(_lower(layer, x, None, "reference")(q).shape), 2) if epilogue.add else None
+    expected = reference(q, residual).to(torch.bfloat16)
+    assert torch.equal(reference.giving(torch.bfloat16)(q, residual), expected)
+    actual = onednn.giving(torch.bfloat16)(q, residual)
+    assert actual.dtype is torch.bfloat16
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=1e-6)  # one step of bfloat16
+
+
+@needs_onednn
 def test_random_shapes() -> None:
     generator = torch.Generator().manual_seed(7)
 

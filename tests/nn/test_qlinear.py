@@ -10,6 +10,7 @@ from torch import nn
 
 from fxq.errors import GraphError, InputError
 from fxq.nn import Epilogue, QLinear, fuse_layer, onednn_available, onednn_unavailable_reason, quantize_layer
+from fxq.nn.kernels import post_op
 from fxq.quant.qparams import QParams
 from tests.nn.naive import codes, real_values, requantise
 
@@ -79,6 +80,54 @@ def test_onednn_differs_by_at_most_one_quantum_in_a_thousand(epilogue: Epilogue)
             assert distance.max() <= 1
             different, elements = different + int(distance.sum()), elements + distance.numel()
     assert different * 1000 <= elements
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("onednn", marks=needs_onednn)])
+@pytest.mark.parametrize("epilogue", _EPILOGUES, ids=str)
+def test_bfloat16_is_the_float32_result_rounded(epilogue: Epilogue, backend: str) -> None:
+    different = elements = 0
+    for seed, (shape, zero_point) in enumerate(product([*_SHAPES, (70, 13)], (0, 57, 255))):
+        q, x = codes(shape, seed), QParams(0.0231, zero_point)
+        exact = _lower(_layer(), x, None, "reference", epilogue)
+        residual = codes((*shape[:-1], 21), 100 + seed) if epilogue.add else None
+        expected = exact(q, residual).to(torch.bfloat16)
+        actual = _lower(_layer(), x, None, backend, epilogue).giving(torch.bfloat16)(q, residual)
+        assert actual.dtype is torch.bfloat16
+        steps = (actual.view(torch.int16).int() - expected.view(torch.int16).int()).abs()
+        close = (actual.float() - expected.float()).abs() <= 1e-6  # steps near zero are far smaller than that
+        assert (close | (steps <= 1)).all()
+        different, elements = different + int((~close & (steps > 0)).sum()), elements + steps.numel()
+    assert different * 1000 <= elements
+
+
+@needs_onednn
+def test_bfloat16_where_the_operators_do_not_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post_op, "onednn_gives_bf16", lambda: False)
+    q, x = codes((5, 13), 0), QParams(0.0231, 57)
+    module = _lower(_layer(), x, None, "onednn", Epilogue("relu")).giving(torch.bfloat16)
+    assert module.describe() == "onednn.qlinear_pointwise, float relu"
+    exact = _lower(_layer(), x, None, "reference", Epilogue("relu"))
+    assert torch.equal(module(q), exact(q).to(torch.bfloat16))
+
+
+def test_giving_another_dtype_leaves_the_layer_as_it_is() -> None:
+    q, layer = codes((5, 13), 0), _lower(_layer(), QParams(0.0231, 57), None, "reference")
+    before = layer(q)
+    half = layer.giving(torch.bfloat16)
+    assert half.weight is layer.weight
+    assert "dtype=bfloat16" in repr(half)
+    assert torch.equal(layer(q), before)
+    assert torch.equal(half.giving(torch.float32)(q), before)
+    half.weight_scale = half.weight_scale * 2
+    assert torch.equal(layer(q), before)
+
+
+def test_dtypes_that_no_result_has() -> None:
+    real, coded = (_lower(_layer(), QParams(0.02, 7), y, "reference") for y in (None, QParams(0.1, 0)))
+    with pytest.raises(GraphError, match=r"gives real values has the dtype float16\n.*give float32, or bfloat16"):
+        real.giving(torch.float16)
+    with pytest.raises(GraphError, match="gives codes has the dtype bfloat16"):
+        coded.giving(torch.bfloat16)
 
 
 @needs_onednn

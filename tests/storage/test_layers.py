@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxq import nn as fnn
-from fxq.errors import InputError, StorageError
+from fxq.errors import GraphError, InputError, StorageError
 from fxq.nn.dropping_attention import DroppingAttention
 from fxq.nn.dynamic import DynamicLinear
 from fxq.nn.dynamic_cells import DynamicCell
@@ -118,11 +118,14 @@ FXQ: list[nn.Module] = [
     *[lowered(f"QConv{n}d", qdq(conv(n, padding_mode="reflect", padding=1), CLIP), A, B, C) for n in (1, 2, 3)],
     *[lowered(f"QConvTranspose{n}d", qdq(transposed(n)), A, None) for n in (1, 2, 3)],
     fnn.QLinear.from_qdq(qdq(nn.Linear(3, 2, bias=False), RELU), A, B),
+    fnn.QLinear.from_qdq(qdq(linear()), A, None).giving(torch.bfloat16),
+    lowered("QConv2d", qdq(conv(2), RELU), A, None).giving(torch.bfloat16),  # type: ignore[operator]
     fnn.QBatchNorm(A, B, torch.tensor([0.5, -1.0]), torch.tensor([0.1, 0.2]), RELU),
     fnn.QAdd(A, B, C, RELU), fnn.QMul(A, B, C), fnn.QCat([A, B, A], C, dim=1), fnn.QMaxPool(2, 3, 2, 1, ceil_mode=True),
     fnn.QPad((1, 2, 0, -1), A, "constant", -0.5), fnn.QAvgPool(2, A, B, 3, 2, 1, divisor_override=4),
     fnn.QAdaptiveAvgPool(2, A, B, (None, 3)), fnn.QMean(A, B, (2, 3), keepdim=True),
     fnn.QLookup(A, B, "hardtanh", 0.0, float("inf")), fnn.Quantize(A, pixels=True), fnn.Dequantize(B),
+    fnn.Dequantize(B, torch.bfloat16),
     DynamicLinear.from_layer(linear(), "tensor", "reference"),
     DynamicRecurrent.from_layer(nn.LSTM(3, 5, 2, proj_size=2, batch_first=True), "tensor", "reference"),
     DynamicRecurrent.from_layer(nn.GRU(3, 4, bidirectional=True, bias=False), compute="float"),
@@ -200,6 +203,34 @@ def test_int8_layers_of_an_impossible_geometry_are_refused() -> None:
                    {"kernel_size": [3, 3, 3]}, {"in_channels": -4}):  # fmt: skip
         with pytest.raises(StorageError, match="cannot have this geometry"):
             codec.build({**settings, "geometry": {**settings["geometry"], **change}}, "here")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "bf16", "uint8", "quint8", ["bfloat16"], None, 3])
+def test_results_of_another_dtype_are_refused(dtype: object) -> None:
+    layer = codecs()["fxq.nn.QLinear"]
+    settings = layer.read(fnn.QLinear.from_qdq(qdq(linear()), A, None))
+    with pytest.raises(StorageError):
+        layer.build({**settings, "quantisation": {**settings["quantisation"], "dtype": dtype}}, "here")
+    border = codecs()["fxq.nn.Dequantize"]
+    with pytest.raises((StorageError, GraphError)):
+        border.build({**border.read(fnn.Dequantize(A)), "dtype": dtype}, "here")
+
+
+def test_codes_in_bfloat16_are_refused() -> None:
+    codec = codecs()["fxq.nn.QLinear"]
+    settings = codec.read(fnn.QLinear.from_qdq(qdq(linear()), A, B))
+    with pytest.raises(StorageError, match=r"a Quantisation cannot be made(.|\n)*gives codes has the dtype bfloat16"):
+        codec.build({**settings, "quantisation": {**settings["quantisation"], "dtype": "bfloat16"}}, "here")
+
+
+def test_settings_of_before_there_were_dtypes() -> None:
+    layer, border = codecs()["fxq.nn.QLinear"], codecs()["fxq.nn.Dequantize"]
+    settings = layer.read(fnn.QLinear.from_qdq(qdq(linear()), A, None))
+    del settings["quantisation"]["dtype"]
+    made: Any = layer.build(settings, "here")
+    assert made.quantisation.dtype is torch.float32
+    old: Any = border.build({"input": border.read(fnn.Dequantize(A))["input"]}, "here")
+    assert old.dtype is torch.float32
 
 
 def test_scales_must_be_numbers(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from fxq.errors import StorageError
 from fxq.ir.provenance import NodeInfo, Origin
@@ -87,6 +88,7 @@ def test_other_json_is_refused(change: dict[str, Any]) -> None:
     [
         NodeInfo(3, "a.b", "x.py:3", (Origin("p", "r", (1, 2)), Origin("q", "r", ()))),
         Quantisation(QParams(0.1, 3), None, QParams(2.0, 255), Epilogue("hardtanh", (-1.0, math.inf), add=True)),
+        Quantisation(QParams(0.1, 3), None, dtype=torch.bfloat16),
         Epilogue("gelu", ("tanh",)),
     ],
     ids=lambda v: type(v).__name__,

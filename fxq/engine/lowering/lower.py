@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxq.engine.abi import Type
 from fxq.engine.lowering.border import input_view, loaded, stored
@@ -22,7 +22,8 @@ from fxq.engine.plan.plan import Plan, Port
 from fxq.engine.plan.views import Region, View, whole
 from fxq.errors import TargetError
 from fxq.ir.identify import Identifier, OpCall, read_attribute
-from fxq.nn import QConv1d, QConvTranspose1d, Quantize
+from fxq.nn import Dequantize, QConv1d, QConvTranspose1d, Quantize
+from fxq.nn.qlayer import QLayer
 
 TYPES = {torch.uint8: Type.U8, torch.float32: Type.F32}
 #: (dtype, shape) of an input; the first number of the shape, the images, is of no importance.
@@ -77,6 +78,7 @@ def lower_call(low: Lowering, identify: Identifier, node: fx.Node) -> Any:
     if reads_shape(node):
         return lower_number(low, node)
     if call.module is not None and type(call.module) in MODULES:
+        _check_result(call.module)
         if type(call.module) is not Quantize:
             _load_inputs(low, call)
         return MODULES[type(call.module)](low, node.args, call.module)
@@ -86,6 +88,15 @@ def lower_call(low: Lowering, identify: Identifier, node: fx.Node) -> Any:
     if call.kind == "method:expand":
         return lower_expand(low, call)
     raise TargetError(f"the engine has no {name_of(call)}")
+
+
+def _check_result(module: nn.Module) -> None:
+    if isinstance(module, QLayer):
+        dtype = module.quantisation.result_dtype
+    else:
+        dtype = module.dtype if isinstance(module, Dequantize) else torch.float32
+    if dtype not in TYPES:
+        raise TargetError(f"it gives {str(dtype).removeprefix('torch.')}, which the engine does not have")
 
 
 def name_of(call: OpCall) -> str:

@@ -38,13 +38,25 @@ def _failure(weight: int) -> str | None:
     return None
 
 
-def _largest_sums(channels: int, code: int) -> tuple[float, float]:
-    """255 * code * channels, computed by the convolution and by the linear operator."""
+@functools.cache
+def onednn_gives_bf16() -> bool:
+    """Whether the onednn operators round their results to bfloat16 themselves on this machine."""
+    if onednn_unavailable_reason(REDUCED_WEIGHT_MAX):
+        return False
+    try:
+        conv, linear = _largest_sums(64, 1, torch.bfloat16)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return conv == linear == 255 * 64
+
+
+def _largest_sums(channels: int, code: int, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
+    """255 * code * channels in ``dtype``, computed by the convolution and by the linear operator."""
     weight = torch.full((1, channels), code, dtype=torch.int8)
     q = torch.full((1, channels), 255, dtype=torch.uint8)
     scale, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
     ops = torch.ops.onednn
-    out = (1.0, 0, torch.float32, "none", (), "")
+    out = (1.0, 0, dtype, "none", (), "")
     one, none = [1, 1], [0, 0]
     shape = [1, channels, 1, 1]
     packed = ops.qconv_prepack(weight.view(shape), scale, 1.0, 0, one, none, one, 1, shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from fxq.nn.qdq import dequantize, round_to_u8_
 from fxq.quant.qparams import QParams
 
 _NO_EPILOGUE = Epilogue()
+#: What real results may be: bfloat16 is the float32 result, rounded half to even.
+REAL_DTYPES: Final = (torch.float32, torch.bfloat16)
 
 
 class Run(Protocol):
-    """(codes, residual codes) -> codes or float32.
+    """(codes, residual codes) -> codes, float32 or bfloat16.
 
     No argument is modified, except that ``overwrite`` allows to compute into the memory of the residual.
     """
@@ -39,13 +41,18 @@ class Weights(NamedTuple):
 class Quantisation:
     """The codes that go into and come out of a layer, and what happens before requantisation.
 
-    ``output`` None means a float32 result; ``residual`` is given exactly when the epilogue adds one.
+    ``output`` None means a real result, in ``dtype``: float32, or bfloat16 (rounded from float32 after everything
+    else). ``residual`` is given exactly when the epilogue adds one.
+
+    Raises:
+        GraphError: the residual does not go with the epilogue, or ``dtype`` with the output.
     """
 
     input: QParams
     output: QParams | None
     residual: QParams | None = None
     epilogue: Epilogue = _NO_EPILOGUE
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         if self.epilogue.add != (self.residual is not None):
@@ -53,6 +60,17 @@ class Quantisation:
                 f"the epilogue {str(self.epilogue)!r} and the residual parameters {self.residual} do not go together",
                 fix="give the residual's QParams exactly when the epilogue adds",
             )
+        if self.dtype not in (REAL_DTYPES if self.output is None else REAL_DTYPES[:1]):
+            name = str(self.dtype).removeprefix("torch.")
+            raise GraphError(
+                f"an int8 layer that gives {'real values' if self.output is None else 'codes'} has the dtype {name}",
+                fix="give float32, or bfloat16 for a layer without an output's QParams",
+            )
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """The dtype of what comes out: uint8, or that of a real result."""
+        return self.dtype if self.output is None else torch.uint8
 
     def finish(self, real: Tensor, residual: Tensor | None) -> Tensor:
         """Epilogue and requantisation of float32 ``real`` values, the same for every kernel that needs it in float."""
@@ -61,7 +79,7 @@ class Quantisation:
             real = real + dequantize(check_codes(residual, "residual"), self.residual.scale, self.residual.zero_point)
         real = self.epilogue.activate(real)
         if self.output is None:
-            return real
+            return real.to(self.dtype)
         return round_to_u8_(real * (1.0 / self.output.scale), self.output.zero_point)
 
 

@@ -14,8 +14,10 @@ from fxq.nn.kernels.post_op import PostOp
 def unary_output(quantisation: Quantisation, plan: PostOp) -> tuple[object, ...]:
     """The operators' arguments from ``output_scale`` to the end."""
     post_op = (plan.attr, list(plan.scalars), plan.algorithm)
-    if quantisation.output is None or plan.in_float:
+    if plan.in_float:
         return 1.0, 0, torch.float32, *post_op
+    if quantisation.output is None:
+        return 1.0, 0, quantisation.dtype, *post_op
     return quantisation.output.scale, quantisation.output.zero_point, torch.uint8, *post_op
 
 

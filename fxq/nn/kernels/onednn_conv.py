@@ -37,7 +37,7 @@ _Fallback = Callable[[], Run]  # builds the reference kernel on first use: few l
 
 
 def conv(geometry: ConvGeometry, quantisation: Quantisation, weights: Weights, x_shape: torch.Size) -> Run:
-    """(N, C, *spatial) or (C, *spatial) u8 -> u8 or float32; batched results are channels_last."""
+    """(N, C, *spatial) or (C, *spatial) u8 -> u8 or real values; batched results are channels_last."""
     if geometry.transposed:
         return reference.conv(geometry, quantisation, weights, x_shape)
     if is_linear(geometry):

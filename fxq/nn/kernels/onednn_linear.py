@@ -23,7 +23,7 @@ _Fallback = Callable[[], Run]  # builds the reference kernel on first use: few l
 
 
 def linear(quantisation: Quantisation, weights: Weights) -> Run:
-    """(*, in) u8 -> (*, out) u8 or float32."""
+    """(*, in) u8 -> (*, out) u8 or real values."""
     plan = linear_post_op(quantisation)
     fallback = functools.cache(lambda: reference.linear(quantisation, weights))
     build = _linear_sum if plan.binary else _linear_unary
@@ -43,7 +43,7 @@ def is_linear(geometry: ConvGeometry) -> bool:
 
 
 def conv_as_linear(geometry: ConvGeometry, quantisation: Quantisation, weights: Weights) -> Run:
-    """(N, C, *spatial) or (C, *spatial) u8 -> u8 or float32; batched results are channels_last."""
+    """(N, C, *spatial) or (C, *spatial) u8 -> u8 or real values; batched results are channels_last."""
     matrix = weights._replace(weight=weights.weight.flatten(1))
     fallback = functools.cache(lambda: reference.conv(geometry, quantisation, weights, torch.Size()))
     plan = linear_post_op(quantisation)

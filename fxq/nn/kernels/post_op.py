@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from fxq.nn.epilogue import Epilogue
 from fxq.nn.geometry import ConvGeometry
+from fxq.nn.kernels.availability import onednn_gives_bf16
 from fxq.nn.kernels.kernel import Quantisation
 from fxq.quant.qparams import QParams
 
@@ -63,7 +66,8 @@ def linear_post_op(quantisation: Quantisation) -> PostOp:
 def _plan(quantisation: Quantisation, fused: PostOp | None, can_add: bool) -> PostOp:
     epilogue, output = quantisation.epilogue, quantisation.output
     if output is None:
-        return PostOp() if not epilogue else _IN_FLOAT
+        native = quantisation.dtype is torch.float32 or onednn_gives_bf16()
+        return _IN_FLOAT if fused is None or epilogue.add or not native else fused
     clip = None if epilogue.bounds is None else _clip_codes(epilogue.bounds, output)
     if epilogue.add:
         if can_add and epilogue.activation in (None, "relu"):

@@ -30,7 +30,7 @@ _RADIX = 16
 
 
 def conv(geometry: ConvGeometry, quantisation: Quantisation, weights: Weights, x_shape: torch.Size) -> Run:
-    """(N, C, *spatial) or (C, *spatial) u8 -> u8 or float32."""
+    """(N, C, *spatial) or (C, *spatial) u8 -> u8 or real values."""
     per_channel = swap_channels(weights.weight, geometry.groups) if geometry.transposed else weights.weight
     accumulate = _accumulator(
         lambda x, weight: geometry.convolve(x, weight, None),
@@ -41,7 +41,7 @@ def conv(geometry: ConvGeometry, quantisation: Quantisation, weights: Weights, x
 
 
 def linear(quantisation: Quantisation, weights: Weights) -> Run:
-    """(*, in) u8 -> (*, out) u8 or float32."""
+    """(*, in) u8 -> (*, out) u8 or real values."""
     widest = _widest_sum(weights.weight, quantisation.input.zero_point)
     return _layer(_accumulator(F.linear, weights.weight, widest), quantisation, weights, (-1,))
 
@@ -88,7 +88,7 @@ def _widest_sum(weight: Tensor, zero_point: int) -> int:
 
 
 def pointwise(quantisation: Quantisation) -> Run:
-    """u8 of any shape -> u8 or float32 of that shape, broadcast against the residual."""
+    """u8 of any shape -> u8 or real values of that shape, broadcast against the residual."""
     codes = quantisation.input
 
     def run(q: Tensor, residual: Tensor | None, overwrite: bool = False) -> Tensor:
