@@ -30,11 +30,12 @@ _MESSAGE = 512
 _STRIDED = torch.strided
 
 
-def bind(program: Program, plan: Plan, check: Check) -> Run:
+def bind(program: Program, plan: Plan, check: Check, *, team: bool = False) -> Run:
     """Return a function of the inputs that runs a program, which lives as long as the function.
 
     Args:
         check: called where the inputs do not look as expected; may let them pass all the same.
+        team: run on the threads of torch's OpenMP runtime.
     """
     makers = [_maker(port) for port in plan.outputs]
     orders = [port.order for port in plan.outputs]
@@ -43,6 +44,7 @@ def bind(program: Program, plan: Plan, check: Check) -> Run:
     call, handle, threads = library.load().fxq_run, program.handle, torch.get_num_threads
     pack = struct.Struct(f"{len(makers)}P").pack
     message = ctypes.create_string_buffer(_MESSAGE)
+    on_team = int(team)
 
     def run(*inputs: Tensor, clock: NDArray[np.float64] | None = None) -> Any:
         given = reader(inputs)
@@ -50,7 +52,7 @@ def bind(program: Program, plan: Plan, check: Check) -> Run:
         outputs = [make(images) for make in makers]
         pointers = pack(*[y.data_ptr() for y in outputs])
         times = None if clock is None else clock.ctypes.data
-        if images and call(handle, given, pointers, images, threads(), times, message, _MESSAGE):
+        if images and call(handle, given, pointers, images, threads(), on_team, times, message, _MESSAGE):
             raise TargetError("the native engine failed", why=message.value.decode(), where=str(program.isa))
         return finish(outputs)
 

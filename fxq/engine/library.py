@@ -8,6 +8,8 @@ import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import torch
+
 from fxq.engine import abi
 from fxq.errors import TargetError, nearest
 
@@ -45,6 +47,7 @@ def load() -> ctypes.CDLL:
     if not hasattr(library, "fxq_abi_version") or library.fxq_abi_version() != abi.VERSION:
         raise TargetError("fxq's native engine is of another version", where=str(file), fix=_GET_IT)
     _declare(library)
+    _lend_threads(library)
     return library
 
 
@@ -59,12 +62,23 @@ def _declare(library: ctypes.CDLL) -> None:
     library.fxq_destroy.restype = None
     library.fxq_destroy.argtypes = [program]
     library.fxq_run.argtypes = [
-        program, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, text, ctypes.c_size_t,
+        program, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, text,
+        ctypes.c_size_t,
     ]  # fmt: skip
+    library.fxq_openmp.restype = None
+    library.fxq_openmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     for name in ("fxq_held_bytes", "fxq_packed_bytes"):
         function = getattr(library, name)
         function.restype = ctypes.c_int64
         function.argtypes = [program]
+
+
+def _lend_threads(library: ctypes.CDLL) -> None:
+    """Tell the engine where torch's OpenMP runtime is, if it has one; its symbols are found through torch's module."""
+    module = ctypes.CDLL(torch._C.__file__)
+    functions = [getattr(module, name, None) for name in ("GOMP_parallel", "omp_get_thread_num")]
+    if None not in functions:
+        library.fxq_openmp(*[ctypes.cast(function, ctypes.c_void_p) for function in functions])
 
 
 def unavailable_reason() -> str | None:

@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define FXQ_ABI_VERSION 1
+#define FXQ_ABI_VERSION 2
 
 enum fxq_type { FXQ_U8 = 0, FXQ_F32 = 1 };
 
@@ -126,9 +126,11 @@ fxq_program* fxq_create(const fxq_header* header, const fxq_tensor* tensors, con
                         const fxq_constant* constants, const char* isa, char* error, size_t error_size);
 void fxq_destroy(fxq_program* program);
 // 0 on success. Safe to call from several threads at once. To `seconds`, when not NULL, the time spent in each operation
-// is added: the mean of the threads that took part.
-int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads,
+// is added: the mean of the threads that took part. `team`: 1 on the threads that fxq_openmp names, 0 on the engine's own.
+int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads, int team,
             double* seconds, char* error, size_t error_size);
+// Names the OpenMP runtime of the process: its GOMP_parallel and omp_get_thread_num. Not while a program runs.
+void fxq_openmp(void* parallel, void* number);
 // Bytes of arenas that the program holds at present.
 int64_t fxq_held_bytes(const fxq_program* program);
 // Packed bytes of the program's weights.
