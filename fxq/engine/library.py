@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import multiprocessing
 import os
+import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -74,11 +76,27 @@ def _declare(library: ctypes.CDLL) -> None:
 
 
 def _lend_threads(library: ctypes.CDLL) -> None:
-    """Tell the engine where torch's OpenMP runtime is, if it has one; its symbols are found through torch's module."""
+    """Tell the engine where torch's OpenMP runtime is, if it has one; its symbols are found through torch's module.
+
+    In a forked child GNU's runtime may wait for ever for threads that only the parent has, so there it stays unknown.
+    """
+    if _is_forked():
+        return
     module = ctypes.CDLL(torch._C.__file__)
     functions = [getattr(module, name, None) for name in ("GOMP_parallel", "omp_get_thread_num")]
     if None not in functions:
         library.fxq_openmp(*[ctypes.cast(function, ctypes.c_void_p) for function in functions])
+
+
+_forks: list[bool] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _forks.append(True))
+
+
+def _is_forked() -> bool:
+    """Whether this process was forked since this module was imported, or by multiprocessing before."""
+    spawned = "__mp_main__" in sys.modules  # the parent's script, which children that were not forked import anew
+    return bool(_forks) or (multiprocessing.parent_process() is not None and not spawned)
 
 
 def unavailable_reason() -> str | None:
