@@ -30,12 +30,11 @@ _MESSAGE = 512
 _STRIDED = torch.strided
 
 
-def bind(program: Program, plan: Plan, check: Check, *, team: bool = False) -> Run:
+def bind(program: Program, plan: Plan, check: Check) -> Run:
     """Return a function of the inputs that runs a program, which lives as long as the function.
 
     Args:
         check: called where the inputs do not look as expected; may let them pass all the same.
-        team: run on the threads of torch's OpenMP runtime.
     """
     makers = [_maker(port) for port in plan.outputs]
     orders = [port.order for port in plan.outputs]
@@ -44,7 +43,6 @@ def bind(program: Program, plan: Plan, check: Check, *, team: bool = False) -> R
     call, handle, threads = library.load().fxq_run, program.handle, torch.get_num_threads
     pack = struct.Struct(f"{len(makers)}P").pack
     message = ctypes.create_string_buffer(_MESSAGE)
-    on_team = int(team)
 
     def run(*inputs: Tensor, clock: NDArray[np.float64] | None = None) -> Any:
         given = reader(inputs)
@@ -52,7 +50,7 @@ def bind(program: Program, plan: Plan, check: Check, *, team: bool = False) -> R
         outputs = [make(images) for make in makers]
         pointers = pack(*[y.data_ptr() for y in outputs])
         times = None if clock is None else clock.ctypes.data
-        if images and call(handle, given, pointers, images, threads(), on_team, times, message, _MESSAGE):
+        if images and call(handle, given, pointers, images, threads(), times, message, _MESSAGE):
             raise TargetError("the native engine failed", why=message.value.decode(), where=str(program.isa))
         return finish(outputs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,9 +21,6 @@ from fxq.nn import Dequantize, QCat, QPad, Quantize
 
 #: What computes nothing: a part of these alone costs as much to call as it saves.
 _BORDERS = (Quantize, Dequantize, QCat, QPad)
-
-#: Elements from which on PyTorch gives an operation to several threads.
-_PARALLEL = 32768
 
 
 def form_segments(rw: Rewriter) -> None:
@@ -53,7 +49,6 @@ class Former:
         self._candidates = Candidates(rw.gm)
         self._outside: dict[fx.Node, str] = {}
         self._found = self._cut()
-        self._team = self._torch_computes()
 
     def parts(self) -> list[list[fx.Node]]:
         """Return the parts, in the graph's order."""
@@ -80,7 +75,7 @@ class Former:
         """
         if not is_convex(self._rw.graph, part):
             raise GraphError("a path leaves this part of the graph and comes back", where=part[0].name)
-        found = Segment(_subgraph(self._rw.gm, part, *_borders(part)), team=self._team)
+        found = Segment(_subgraph(self._rw.gm, part, *_borders(part)))
         try:
             found.prepare()
         except TargetError as error:
@@ -120,13 +115,6 @@ class Former:
             if not crossing:
                 return found
             self._outside |= crossing
-
-    def _torch_computes(self) -> bool:
-        """Whether several of PyTorch's threads work on what stays outside, for the example's sizes."""
-        inside = {node for part in self._found if self.why_trivial(part) is None for node in part}
-        outside = [n for n in self._rw.graph.nodes if n.op.startswith("call_") and n not in inside]
-        specs = [tensor_spec(node) for node in outside]
-        return any(spec is not None and math.prod(spec.shape) >= _PARALLEL for spec in specs)
 
     def _why_not(self, node: fx.Node) -> str | None:
         return self._outside.get(node) or self._candidates.why_not(node)

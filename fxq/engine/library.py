@@ -64,8 +64,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.fxq_destroy.restype = None
     library.fxq_destroy.argtypes = [program]
     library.fxq_run.argtypes = [
-        program, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, text,
-        ctypes.c_size_t,
+        program, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, text, ctypes.c_size_t,
     ]  # fmt: skip
     library.fxq_openmp.restype = None
     library.fxq_openmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p]

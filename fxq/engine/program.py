@@ -81,7 +81,7 @@ class Program:
 
     def run(
         self, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None, *, threads: int | None = None,
-        team: bool = False, seconds: NDArray[np.float64] | None = None,
+        seconds: NDArray[np.float64] | None = None,
     ) -> list[Tensor]:  # fmt: skip
         """Run the program.
 
@@ -90,7 +90,6 @@ class Program:
             outputs: written in place: each has at least the memory that its record describes for all images, from its
                 first element on. None: new tensors of shape (images, height, width, channels), strided as recorded.
             threads: None: as many as torch uses.
-            team: run on the threads of torch's OpenMP runtime, where it has one, not on the engine's own.
             seconds: receives the time spent in each operation, one number each (added to what stands there).
 
         Raises:
@@ -110,7 +109,7 @@ class Program:
             raise InputError(f"seconds must be {self._operations} float64 numbers")
         error = ctypes.create_string_buffer(_MESSAGE)
         failed = self._library.fxq_run(
-            self.handle, views, pointers, images, threads or torch.get_num_threads(), int(team),
+            self.handle, views, pointers, images, threads or torch.get_num_threads(),
             None if seconds is None else seconds.ctypes.data, error, _MESSAGE,
         )  # fmt: skip
         if failed:

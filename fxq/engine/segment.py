@@ -32,17 +32,14 @@ class Segment(nn.Module):
 
     Args:
         subgraph: int8 modules and operations between them; each placeholder a tensor with the batch in front.
-        team: run on the threads of torch's OpenMP runtime, not on the engine's own. For graphs in which torch's own
-            operators run, too: their threads spin for milliseconds, on cores that the engine's would have to share.
 
     Attributes:
         plans: how many plans were made so far; a number that grows from call to call says that sizes keep changing.
     """
 
-    def __init__(self, subgraph: fx.GraphModule, *, team: bool = False) -> None:
+    def __init__(self, subgraph: fx.GraphModule) -> None:
         super().__init__()
         self.subgraph = subgraph
-        self.team = team
         self._forget()
         self.eval()
 
@@ -152,7 +149,7 @@ class Segment(nn.Module):
     def _bound(self, plan: Plan) -> Run:
         program = Program(plan.records())
         self.plans += 1
-        return bind(program, plan, self._check, team=self.team)
+        return bind(program, plan, self._check)
 
     def _in_python(self, refused: TargetError) -> Run:
         """The subgraph's own modules, for a size that the engine does not take but the network may."""

@@ -126,10 +126,12 @@ fxq_program* fxq_create(const fxq_header* header, const fxq_tensor* tensors, con
                         const fxq_constant* constants, const char* isa, char* error, size_t error_size);
 void fxq_destroy(fxq_program* program);
 // 0 on success. Safe to call from several threads at once. To `seconds`, when not NULL, the time spent in each operation
-// is added: the mean of the threads that took part. `team`: 1 on the threads that fxq_openmp names, 0 on the engine's own.
-int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads, int team,
+// is added: the mean of the threads that took part.
+int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads,
             double* seconds, char* error, size_t error_size);
-// Names the OpenMP runtime of the process: its GOMP_parallel and omp_get_thread_num. Not while a program runs.
+// Names the OpenMP runtime of the process, by its GOMP_parallel and omp_get_thread_num, whose threads programs run on while
+// they spin. Not to be called while a program runs, nor in a forked child, where the runtime may wait for ever for threads
+// that only the parent has.
 void fxq_openmp(void* parallel, void* number);
 // Bytes of arenas that the program holds at present.
 int64_t fxq_held_bytes(const fxq_program* program);

@@ -137,7 +137,7 @@ class Call final : public Work {
 };
 
 void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads,
-         bool team, double* seconds) {
+         double* seconds) {
     constexpr int SMALL = 8;
     fxq_input few[SMALL];
     std::vector<fxq_input> many(program->header.inputs > SMALL ? static_cast<size_t>(program->header.inputs) : 0);
@@ -147,6 +147,7 @@ void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, in
         for (int64_t& stride : in_bytes[i].strides) stride *= program->input_size[static_cast<size_t>(i)];
     }
     Pool& pool = Pool::instance();
+    const bool team = threads > 1 && team_spins();
     if (threads > 1 && !team && !pool.worth(program->pace.load(std::memory_order_relaxed) * images)) threads = 1;
     std::unique_ptr<Memory> memory = program->store.take(program->header.arena_bytes, program->scratch_bytes);
     const Context context{nullptr, in_bytes, outputs, 0, 0, images, nullptr};
@@ -165,13 +166,13 @@ void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, in
 
 extern "C" {
 
-int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads, int team,
+int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads,
             double* seconds, char* error, size_t error_size) {
     if (images <= 0) return 0;
     if (threads < 1) threads = 1;
     if (threads > 256) threads = 256;
     try {
-        fxq::run(program, inputs, outputs, images, threads, team != 0, seconds);
+        fxq::run(program, inputs, outputs, images, threads, seconds);
         return 0;
     } catch (const std::bad_alloc&) {
         snprintf(error, error_size, "out of memory");
