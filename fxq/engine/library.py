@@ -82,9 +82,11 @@ def _lend_threads(library: ctypes.CDLL) -> None:
     if _is_forked():
         return
     module = ctypes.CDLL(torch._C.__file__)
-    functions = [getattr(module, name, None) for name in ("GOMP_parallel", "omp_get_thread_num")]
-    if None not in functions:
-        library.fxq_openmp(*[ctypes.cast(function, ctypes.c_void_p) for function in functions])
+    try:
+        parallel, number = module.GOMP_parallel, module.omp_get_thread_num
+    except AttributeError:
+        return
+    library.fxq_openmp(ctypes.cast(parallel, ctypes.c_void_p), ctypes.cast(number, ctypes.c_void_p))
 
 
 _forks: list[bool] = []

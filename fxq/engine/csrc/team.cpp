@@ -1,16 +1,13 @@
 #include "team.h"
 
-#include <time.h>
-
 #include "abi.h"
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
 #if defined(__linux__)
+
+#include <pthread.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
-#endif
 
 namespace fxq {
 namespace {
@@ -21,30 +18,42 @@ using Number = int (*)();
 
 Parallel parallel = nullptr;
 Number number = nullptr;
-std::atomic<bool> taken{false};
 
-// The clocks of the caller's team: all of its threads spin or none does, so one other thread is enough.
-constexpr clockid_t UNKNOWN = 0, NONE = 1;  // the numbers of clocks that no thread has
+// One caller at a time. What he and his team tell each other goes through these: nothing depends on how the runtime
+// starts and ends a region, which the thread sanitiser does not see.
+std::atomic<bool> taken{false};
+std::atomic<Work*> lent{nullptr};
+std::atomic<clockid_t> told{0};
+std::atomic<int> finished{0};
+
+// The clock of another thread of the caller's team: all of them spin or none does, so one is enough. These two are
+// numbers of clocks that no thread has.
+constexpr clockid_t UNKNOWN = 0, NONE = 1;
 thread_local clockid_t clock_of_other = UNKNOWN;
 
 void forget() { parallel = nullptr; }
 
-void take_part(void* work) { static_cast<Work*>(work)->take_part(number()); }
-
-#if defined(__linux__)
-
-// The clock that counts the time a thread has run. The kernel refuses one of another process: of a parent, for instance.
-void tell_clock(void* clock) {
-    constexpr clockid_t RUNNING_TIME = 6;
-    const clockid_t thread = static_cast<clockid_t>(syscall(SYS_gettid));
-    if (number() == 1) *static_cast<clockid_t*>(clock) = ~thread * 8 | RUNNING_TIME;
+void take_part(void*) {
+    Work* const work = lent.load();
+    work->take_part(number());
+    finished.fetch_add(1);
 }
 
-#else
+// The clock counts the time that the thread has run. The kernel refuses one of another process, as a parent's.
+void tell_clock(void*) {
+    constexpr clockid_t RUNNING_TIME = 6;
+    const clockid_t thread = static_cast<clockid_t>(syscall(SYS_gettid));
+    if (told.load() == NONE && number() == 1) told.store(~thread * 8 | RUNNING_TIME);
+}
 
-void tell_clock(void*) {}
-
-#endif
+// Once for each caller, because it costs a parallel region.
+void meet() {
+    if (taken.exchange(true)) return;
+    told.store(NONE);
+    parallel(tell_clock, nullptr, 2, 0);
+    clock_of_other = told.load();
+    taken.store(false);
+}
 
 int64_t running_time(clockid_t clock) {
     timespec t;
@@ -53,24 +62,19 @@ int64_t running_time(clockid_t clock) {
 
 }  // namespace
 
-void meet_team() {
-    if (!parallel || clock_of_other != UNKNOWN) return;
-    clockid_t found = NONE;
-    parallel(tell_clock, &found, 2, 0);
-    clock_of_other = found;
-}
-
 bool team_spins() {
     if (!parallel) return false;
-    meet_team();
-    if (clock_of_other == NONE) return false;
+    if (clock_of_other == UNKNOWN) meet();
+    if (clock_of_other == UNKNOWN || clock_of_other == NONE) return false;
     const int64_t before = running_time(clock_of_other);
     return before >= 0 && running_time(clock_of_other) > before;
 }
 
 bool run_on_team(Work* work, int threads) {
-    if (!parallel || taken.exchange(true)) return false;
-    parallel(take_part, work, static_cast<unsigned>(threads), 0);
+    if (taken.exchange(true)) return false;
+    lent.store(work);
+    parallel(take_part, nullptr, static_cast<unsigned>(threads), 0);
+    finished.load();
     taken.store(false);
     return true;
 }
@@ -80,8 +84,19 @@ bool run_on_team(Work* work, int threads) {
 extern "C" void fxq_openmp(void* parallel, void* number) {
     fxq::parallel = reinterpret_cast<fxq::Parallel>(parallel);
     fxq::number = reinterpret_cast<fxq::Number>(number);
-#if defined(__unix__) || defined(__APPLE__)
     static const int registered = pthread_atfork(nullptr, nullptr, fxq::forget);
     (void)registered;
-#endif
 }
+
+#else
+
+namespace fxq {
+
+bool team_spins() { return false; }
+bool run_on_team(Work*, int) { return false; }
+
+}  // namespace fxq
+
+extern "C" void fxq_openmp(void*, void*) {}
+
+#endif
