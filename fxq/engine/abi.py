@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
-VERSION = 1
+VERSION = 2
 MAX_LEVELS = 8
 MAX_INPUTS = 4
 MAX_INTS = 32

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import multiprocessing
 import os
+import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+
+import torch
 
 from fxq.engine import abi
 from fxq.errors import TargetError, nearest
@@ -45,6 +49,7 @@ def load() -> ctypes.CDLL:
     if not hasattr(library, "fxq_abi_version") or library.fxq_abi_version() != abi.VERSION:
         raise TargetError("fxq's native engine is of another version", where=str(file), fix=_GET_IT)
     _declare(library)
+    _lend_threads(library)
     return library
 
 
@@ -61,10 +66,38 @@ def _declare(library: ctypes.CDLL) -> None:
     library.fxq_run.argtypes = [
         program, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, text, ctypes.c_size_t,
     ]  # fmt: skip
+    library.fxq_openmp.restype = None
+    library.fxq_openmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     for name in ("fxq_held_bytes", "fxq_packed_bytes"):
         function = getattr(library, name)
         function.restype = ctypes.c_int64
         function.argtypes = [program]
+
+
+def _lend_threads(library: ctypes.CDLL) -> None:
+    """Tell the engine where torch's OpenMP runtime is, if it has one; its symbols are found through torch's module.
+
+    In a forked child GNU's runtime may wait for ever for threads that only the parent has, so there it stays unknown.
+    """
+    if _is_forked():
+        return
+    module = ctypes.CDLL(torch._C.__file__)
+    try:
+        parallel, number = module.GOMP_parallel, module.omp_get_thread_num
+    except AttributeError:
+        return
+    library.fxq_openmp(ctypes.cast(parallel, ctypes.c_void_p), ctypes.cast(number, ctypes.c_void_p))
+
+
+_forks: list[bool] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _forks.append(True))
+
+
+def _is_forked() -> bool:
+    """Whether this process was forked since this module was imported, or by multiprocessing before."""
+    spawned = "__mp_main__" in sys.modules  # the parent's script, which children that were not forked import anew
+    return bool(_forks) or (multiprocessing.parent_process() is not None and not spawned)
 
 
 def unavailable_reason() -> str | None:

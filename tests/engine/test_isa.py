@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,21 @@ def test_convolutions_equal_the_portable_definition(isa: str, depthwise: bool) -
         (wanted,) = Program(records, "portable").run(given, threads=1)
         (got,) = Program(records, isa).run(given, threads=rng.randint(1, 3))
         assert torch.equal(got, wanted), layer
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
+@pytest.mark.parametrize("residual", [None, Type.F32], ids=["alone", "residual"])
+def test_real_results_equal_the_portable_definition(isa: str, residual: Type | None) -> None:
+    """Numbers of pixels that fill the blocks or not, and of channels that fill vectors or not, beside others."""
+    for pixels, outputs in itertools.product((1, 7, 8, 14, 15, 16, 23, 40), (1, 15, 16, 17, 32, 33, 70)):
+        layer = Layer(
+            channels=36, outputs=outputs, size=(1, pixels), kernel=(1, 1), padding=(0, 0), result=Type.F32,
+            residual=residual, pitch=outputs + 3, seed=pixels,
+        )  # fmt: skip
+        records, given = program(layer).records(), inputs_of(layer, 2)
+        (wanted,) = Program(records, "portable").run(given, threads=1)
+        for threads in (1, 2):
+            assert torch.equal(Program(records, isa).run(given, threads=threads)[0], wanted), (layer, threads)
 
 
 def column_layer(rng: random.Random) -> Layer:

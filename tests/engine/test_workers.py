@@ -51,8 +51,11 @@ def workers() -> list[int]:
 
 
 def rest() -> None:
-    """Wait until every worker sleeps; they spin for a fraction of a millisecond, but a busy machine may delay that."""
-    time.sleep(0.005)
+    """Wait until every worker sleeps; they spin for a fraction of a millisecond, but a busy machine may delay that.
+
+    OpenMP's threads, on which a call runs while they spin, do so for some milliseconds.
+    """
+    time.sleep(0.02)
     end = time.monotonic() + 10
     while any((TASKS / str(worker) / "stat").read_text().rpartition(")")[2].split()[0] != "S" for worker in workers()):
         assert time.monotonic() < end, "a worker does not sleep"

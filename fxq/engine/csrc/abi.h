@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define FXQ_ABI_VERSION 1
+#define FXQ_ABI_VERSION 2
 
 enum fxq_type { FXQ_U8 = 0, FXQ_F32 = 1 };
 
@@ -129,6 +129,10 @@ void fxq_destroy(fxq_program* program);
 // is added: the mean of the threads that took part.
 int fxq_run(fxq_program* program, const fxq_input* inputs, void* const* outputs, int64_t images, int threads,
             double* seconds, char* error, size_t error_size);
+// Names the OpenMP runtime of the process, by its GOMP_parallel and omp_get_thread_num, whose threads programs run on while
+// they spin. Not to be called while a program runs, nor in a forked child, where the runtime may wait for ever for threads
+// that only the parent has.
+void fxq_openmp(void* parallel, void* number);
 // Bytes of arenas that the program holds at present.
 int64_t fxq_held_bytes(const fxq_program* program);
 // Packed bytes of the program's weights.

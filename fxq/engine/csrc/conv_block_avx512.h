@@ -141,6 +141,10 @@ inline int64_t small_blocks(const Job& job, const Pixels& pixels, int64_t count)
     const int32_t* ints = job.record->ints;
     if (job.finish == FINISH_PLAIN) return small_blocks<FINISH_PLAIN, FastFinish>(job, pixels, count);
     if (job.finish == FINISH_RESIDUAL) return small_blocks<FINISH_RESIDUAL, FastFinish>(job, pixels, count);
+    if (job.type == FXQ_F32 && ints[9] == FXQ_IDENTITY && ints[13] == 0)
+        return small_blocks<FINISH_PLAIN, RealFinish>(job, pixels, count);
+    if (job.type == FXQ_F32 && ints[9] == FXQ_IDENTITY && ints[13] == 2)
+        return small_blocks<FINISH_RESIDUAL, RealFinish>(job, pixels, count);
     int64_t done = 0;
     if (job.type != FXQ_U8 || ints[9] == FXQ_IDENTITY || ints[13] || !job.bounded) return done;
     with_function(ints[9], [&](auto tag) {

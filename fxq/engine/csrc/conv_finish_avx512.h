@@ -1,4 +1,4 @@
-// The epilogue of layers with u8 results on AVX-512.
+// The epilogues on AVX-512.
 #ifndef FXQ_CONV_FINISH_AVX512_H
 #define FXQ_CONV_FINISH_AVX512_H
 
@@ -90,6 +90,40 @@ struct FunctionFinish : FastFinish {
         a0 = scaled(a0, 0), b0 = scaled(b0, 0);
         if (vectors == 2) a1 = scaled(a1, 1), b1 = scaled(b1, 1);
         put(pixels, p, q, pack(a0, a1, b0, b1));
+    }
+};
+
+// Real results without a function. FINISH_RESIDUAL: the residual is float32, too.
+struct RealFinish {
+    __m512 scale[2], bias[2];
+    __mmask16 lanes[2];
+    int64_t first;
+
+    explicit RealFinish(const Job& job) : first(job.block.first) {
+        for (int v = 0; v < 2; ++v) {
+            scale[v] = load(job.scale + 16 * v);
+            bias[v] = load(job.bias + 16 * v);
+            lanes[v] = fxq::FXQ_NS::first(job.block.width - 16 * v);
+        }
+    }
+
+    template <int finish>
+    void put(const Pixels& pixels, int64_t p, int v, __m512i sum) const {
+        const int64_t channel = first + 16 * v;
+        __m512 real = fma(to_float(sum), scale[v], bias[v]);
+        if (finish == FINISH_RESIDUAL)
+            real = add(real, _mm512_maskz_loadu_ps(lanes[v], reinterpret_cast<const float*>(pixels.r[p]) + channel));
+        _mm512_mask_storeu_ps(reinterpret_cast<float*>(pixels.y[p]) + channel, lanes[v], real);
+    }
+
+    template <int finish>
+    void pair(const Pixels& pixels, int64_t p, int64_t q, __m512i a0, __m512i a1, __m512i b0, __m512i b1,
+              int vectors) const {
+        put<finish>(pixels, p, 0, a0);
+        if (vectors == 2) put<finish>(pixels, p, 1, a1);
+        if (q == p) return;
+        put<finish>(pixels, q, 0, b0);
+        if (vectors == 2) put<finish>(pixels, q, 1, b1);
     }
 };
 

@@ -5,7 +5,7 @@
 
 #include <new>
 
-#include "threads.h"
+#include "team.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -147,13 +147,14 @@ void run(fxq_program* program, const fxq_input* inputs, void* const* outputs, in
         for (int64_t& stride : in_bytes[i].strides) stride *= program->input_size[static_cast<size_t>(i)];
     }
     Pool& pool = Pool::instance();
-    if (threads > 1 && !pool.worth(program->pace.load(std::memory_order_relaxed) * images)) threads = 1;
+    const bool team = threads > 1 && team_spins();
+    if (threads > 1 && !team && !pool.worth(program->pace.load(std::memory_order_relaxed) * images)) threads = 1;
     std::unique_ptr<Memory> memory = program->store.take(program->header.arena_bytes, program->scratch_bytes);
     const Context context{nullptr, in_bytes, outputs, 0, 0, images, nullptr};
     Call call(*program, memory.get(), context, images, threads, seconds != nullptr);
     memory->prepare(threads, call.counters(), seconds ? program->header.operations : 0);
     if (!memory->block(0) || !memory->scratch(0)) throw std::bad_alloc();
-    if (threads == 1 || !pool.run(&call, threads)) call.take_part(0);
+    if (threads == 1 || !(team ? run_on_team(&call, threads) : pool.run(&call, threads))) call.take_part(0);
     pool.finished();
     program->pace.store(call.spent() / images, std::memory_order_relaxed);
     if (seconds) memory->add_seconds(seconds);
