@@ -20,8 +20,7 @@ SOURCES = Path("fxq/engine/csrc")
 #: Compiled once.
 COMMON = (
     "arena", "check_common", "check_conv", "check_load_store", "check_pointwise", "check_spatial", "check_transformer",
-    "conv_pack", "cores", "halo", "isa", "kernels", "program", "run", "team", "threads",
-    "validate",
+    "conv_pack", "cores", "halo", "isa", "kernels", "program", "run", "team", "threads", "validate",
 )  # fmt: skip
 #: Compiled for each instruction set of the row.
 VECTOR = ("portable", "avx2", "avx512vnni")
