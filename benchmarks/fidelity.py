@@ -52,13 +52,14 @@ class Settings:
 class Cell:
     """What one tool reached on one network: top-1 as a share, SQNR in decibels, how much of it is int8.
 
-    ``seed`` is that of the network's weights.
+    ``seed`` is that of the network's weights, ``images`` how many test images there are: one is ``1 / images``.
     """
 
     network: str
     task: str
     tool: str
     seed: int = 0
+    images: int = 0
     top1: float = math.nan
     sqnr_db: float = math.nan
     coverage: str = ""
@@ -93,15 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(network: TrainedNetwork, name: str, settings: Settings) -> Cell:
     """Quantise with the tool ``name`` and judge the result; what the tool raises is a result, too."""
+    cell = Cell(network.name, network.task, name, images=len(network.images.test))
     if name == FLOAT:
-        return Cell(network.name, network.task, FLOAT, top1=network.accuracy, sqnr_db=math.inf)
+        return replace(cell, top1=network.accuracy, sqnr_db=math.inf)
     tool = TOOLS[name]
     start = time.perf_counter()
     try:
         values = _judge(network, tool, settings)
     except Exception as error:  # a package that is missing, a network that a tool cannot take: it belongs in the table
-        return Cell(network.name, network.task, name, failure=f"{type(error).__name__}: {error}")
-    return Cell(network.name, network.task, name, **values, seconds=time.perf_counter() - start)
+        return replace(cell, failure=f"{type(error).__name__}: {error}")
+    return replace(cell, **values, seconds=time.perf_counter() - start)
 
 
 def _judge(network: TrainedNetwork, tool: Tool, settings: Settings) -> Mapping[str, Any]:
@@ -125,9 +127,15 @@ def _call(call: Any, x: Tensor) -> Tensor:
 
 
 def table(heading: str, cells: Sequence[Cell], tools: Sequence[str], networks: Sequence[str]) -> Table:
-    """Return a table: a row for each network, a column for each tool; failures are told below."""
+    """Return a table: a row for each network, a column for each tool; failures are told below.
+
+    Behind a tool's top-1 stands how many points that is above or below float.
+    """
+    images = max((c.images for c in cells), default=0)
+    resolution = f", {images} test images (one is {100 / images:.3f} points)" if images else ""
     shown = Table(
-        title=f"{heading}: top-1, SQNR of the logits, int8 layers + other int8 operations", title_justify="left"
+        title=f"{heading}{resolution}: top-1, SQNR of the logits, int8 layers + other int8 operations",
+        title_justify="left",
     )
     shown.add_column("")
     for tool in (FLOAT, *tools):
@@ -137,13 +145,14 @@ def table(heading: str, cells: Sequence[Cell], tools: Sequence[str], networks: S
     for name in networks:
         row = [found.get((name, tool)) for tool in (FLOAT, *tools)]
         best = max((c.sqnr_db for c in row[1:] if c is not None and not math.isnan(c.sqnr_db)), default=math.nan)
-        shown.add_row(NETWORKS[name].title, *(_text(c, best) for c in row), end_section=True)
+        usual = math.nan if row[0] is None else row[0].top1
+        shown.add_row(NETWORKS[name].title, *(_text(c, best, usual) for c in row), end_section=True)
         notes += [f"{name}, {c.tool}: {c.failure.splitlines()[0][:_WIDTH]}" for c in row if c and c.failure]
     shown.caption, shown.caption_justify = "\n".join(notes) or None, "left"
     return shown
 
 
-def _text(cell: Cell | None, best: float) -> str:
+def _text(cell: Cell | None, best: float, usual: float) -> str:
     if cell is None:
         return ""
     if cell.failure is not None:
@@ -151,7 +160,8 @@ def _text(cell: Cell | None, best: float) -> str:
     if cell.tool == FLOAT:
         return f"{cell.top1:.2%}"
     mark = "*" if cell.sqnr_db == best else ""
-    return f"{cell.top1:.2%}\n{mark}{cell.sqnr_db:.1f} dB\n{cell.coverage}"
+    points = "" if math.isnan(usual) else f" ({100 * (cell.top1 - usual):+.2f})"
+    return f"{cell.top1:.2%}{points}\n{mark}{cell.sqnr_db:.1f} dB\n{cell.coverage}"
 
 
 @contextlib.contextmanager

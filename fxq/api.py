@@ -45,10 +45,10 @@ def compile(
             calibration batch serves. Any batch size works with the result; other sizes wherever the model takes them.
         calibration: a DataLoader or any iterable of batches (a tensor, a tuple or list of arguments, a dict of
             keyword arguments; labels beside the input are left out), or a callable ``f(model)`` that runs the model.
-        recipe: ``"float"``, ``"int8"``, its presets ``"int8_fast"`` and ``"int8_accurate"`` (see :class:`fxq.Recipe`),
-            ``"dynamic"``, ``"weight8"``, ``"weight4"``, ``"bf16"``, ``"fp16"``, ``"mixed"``, ``"auto"`` (int8 where
-            ``calibration`` is given, else dynamic int8 where that makes most of the model faster, else float), or a
-            ``Recipe``.
+        recipe: ``"float"``, ``"int8"``, its presets ``"int8_fast"``, ``"int8_accurate"`` and ``"int8_rounded"`` (see
+            :class:`fxq.Recipe`), ``"dynamic"``, ``"weight8"``, ``"weight4"``, ``"bf16"``, ``"fp16"``, ``"mixed"``,
+            ``"auto"`` (int8 where ``calibration`` is given, else dynamic int8 where that makes most of the model
+            faster, else float), or a ``Recipe``.
         target: ``"native"`` (fxq's engine), ``"onednn"``, ``"reference"``, or ``"auto"``, the best that this machine
             runs.
         passes: passes to run instead of the recipe's, as a list or a manager.

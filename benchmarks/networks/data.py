@@ -32,8 +32,12 @@ class Images:
     test: TensorDataset
 
 
-def load_images(seed: int = 0) -> Images:
-    """Make the images, 16164 for training and 3600 of other handwritten digits for testing; the same for a seed.
+def load_images(seed: int = 0, test_copies: int = _TEST_COPIES) -> Images:
+    """Make the images, 16164 for training and, of 450 other handwritten digits, for testing; the same for a seed.
+
+    Args:
+        seed: of what is drawn: colours, places, noise.
+        test_copies: pictures of each digit for testing. The default makes 3600.
 
     Raises:
         ImportError: scikit-learn, which carries the digits, is not installed.
@@ -50,7 +54,7 @@ def load_images(seed: int = 0) -> Images:
     generator = torch.Generator().manual_seed(seed)
     return Images(
         _pictures(digits[train], labels[train], _TRAIN_COPIES, generator),
-        _pictures(digits[test], labels[test], _TEST_COPIES, generator),
+        _pictures(digits[test], labels[test], test_copies, generator),
     )
 
 

@@ -10,6 +10,7 @@ TOOLS: dict[str, Tool] = {
     for tool in (
         fxq_tool.tool("int8"),
         fxq_tool.tool("int8_accurate"),
+        fxq_tool.tool("int8_rounded"),
         fxq_qat.TOOL,
         nncf.FAST,
         nncf.ACCURATE,

@@ -35,6 +35,7 @@ def test_fxq_is_judged_against_the_float_network(network: TrainedNetwork) -> Non
     assert 20 < cell.sqnr_db < 70
     assert 0 <= cell.top1 <= 1
     assert measure(network, FLOAT, SETTINGS).sqnr_db == math.inf
+    assert cell.images == 16
 
 
 def test_training_with_quantisation_starts_from_the_calibrated_network(network: TrainedNetwork) -> None:
@@ -56,12 +57,21 @@ def test_a_tool_that_fails_has_its_reason_in_the_table(
     cell = measure(network, "nncf", SETTINGS)
     assert cell.failure == "RuntimeError: no kernel for this network\nand more"
     shown = table(
-        "digits", [cell, Cell("vit", "digits", "fxq-int8", 0, 0.5, 40.0, "3/3 + 1")], ["fxq-int8", "nncf"], ["vit"]
+        "digits", [cell, Cell("vit", "digits", "fxq-int8", 0, 16, 0.5, 40.0, "3/3 + 1")], ["fxq-int8", "nncf"], ["vit"]
     )
     rows = [list(column.cells) for column in shown.columns]
     assert rows[2] == ["50.00%\n*40.0 dB\n3/3 + 1"]
     assert rows[3] == ["failed: RuntimeError: no kernel for this network"]
     assert shown.caption == "vit, nncf: RuntimeError: no kernel for this network"
+
+
+def test_the_table_tells_points_from_float_and_what_an_image_is_worth() -> None:
+    of_float = Cell("vit", "digits", FLOAT, images=400, top1=0.5, sqnr_db=math.inf)
+    shown = table(
+        "digits", [of_float, Cell("vit", "digits", "nncf", 0, 400, 0.4975, 30.0, "3/3 + 1")], ["nncf"], ["vit"]
+    )
+    assert "400 test images (one is 0.250 points)" in str(shown.title)
+    assert [list(column.cells) for column in shown.columns][2] == ["49.75% (-0.25)\n*30.0 dB\n3/3 + 1"]
 
 
 def test_a_tool_that_is_not_installed_says_so(network: TrainedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:

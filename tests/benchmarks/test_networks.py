@@ -47,6 +47,13 @@ def test_the_images_are_the_same_every_time() -> None:
     assert not torch.equal(images.test.tensors[0], load_images(seed=1).test.tensors[0])
 
 
+def test_more_test_images_leave_those_of_training_as_they_are() -> None:
+    pytest.importorskip("sklearn")
+    usual, more = load_images(), load_images(test_copies=9)
+    assert torch.equal(usual.train.tensors[0], more.train.tensors[0])
+    assert [tuple(t.shape) for t in more.test.tensors] == [(4050, 3, 16, 16), (4050,)]
+
+
 def test_training_learns_and_repeats_itself() -> None:
     x = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
     data = TensorDataset(x, (x[:, 0] > 0).long())

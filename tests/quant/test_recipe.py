@@ -21,7 +21,7 @@ def test_an_unknown_recipe_suggests_the_nearest() -> None:
         resolve_recipe("int", calibrated=False)
     with pytest.raises(
         InputError,
-        match=r"unknown recipe 'zzz'\n.*known: 'auto', 'bf16', .*'int8', 'int8_accurate', 'int8_fast', 'mixed'",
+        match=r"unknown recipe 'zzz'\n.*known: 'auto', 'bf16', .*'int8_accurate', 'int8_fast', 'int8_rounded', 'mixed'",
     ):
         resolve_recipe("zzz", calibrated=False)
     with pytest.raises(InputError, match=r"unknown recipe 8\n"):
@@ -58,6 +58,7 @@ def test_presets_have_names() -> None:
     assert resolve_recipe("int8", calibrated=True) == Recipe()
     assert "bias_accurate" in resolve_recipe("int8_accurate", calibrated=True).corrections
     assert resolve_recipe("int8_accurate", calibrated=True).gates_in_float
+    assert "adaround" in resolve_recipe("int8_rounded", calibrated=True).corrections
     for name in PRESETS:
         assert resolve_recipe(name, calibrated=False).quantises
     with pytest.raises(InputError, match=r"unknown recipe 'int8_acurate'\n.*did you mean 'int8_accurate'"):
