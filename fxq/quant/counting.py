@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxq.quant.histogram import Histogram
 from fxq.quant.native_counting import counted, extremes, library, readable
-from fxq.quant.sampling import rows_and_stride, sample
+from fxq.quant.sampling import sample
 
 
 def add_sampled(histogram: Histogram, x: Tensor) -> Histogram | None:
@@ -23,7 +23,7 @@ def add_sampled(histogram: Histogram, x: Tensor) -> Histogram | None:
     """
     found = library()
     if found is not None and readable(x):
-        return counted(found, histogram, *rows_and_stride(x))
+        return counted(found, histogram, x)
     part = sample(x)
     if not (math.isfinite(part.low) and math.isfinite(part.high)):
         return None

@@ -45,7 +45,8 @@ def sample(x: Tensor) -> Sample:
     Where a value is not finite, ``low`` or ``high`` is not.
     """
     x = x.detach()
-    rows, stride = rows_and_stride(x)
+    rows = rows_of(x)
+    stride = stride_of(rows.shape[1])
     if stride == 1:
         low, high = (float(v) for v in torch.aminmax(x))
         return Sample(x, 1, x.new_empty(0, dtype=torch.float32), low, high)
@@ -63,16 +64,19 @@ def sample(x: Tensor) -> Sample:
     return Sample(part[(part >= bottom) & (part <= top)], stride, torch.cat(ends).float(), low, high)
 
 
-def rows_and_stride(x: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of ``x``, ``[rows, values]``, and that every so manieth value of a row is taken."""
-    rows = x.flatten(1) if x.dim() > 1 else x.reshape(1, -1)
-    length = rows.shape[1]
+def rows_of(x: Tensor) -> Tensor:
+    """Return the rows of ``x``, ``[rows, values]``: a view where that is possible."""
+    return x.flatten(1) if x.dim() > 1 else x.reshape(1, -1)
+
+
+def stride_of(length: int) -> int:
+    """Return that every so manieth value of a row of this length is counted."""
     if length <= 2 * SAMPLED:
-        return rows, 1
+        return 1
     stride = -(-length // SAMPLED)
     while math.gcd(stride, length) > 1:
         stride += 1
-    return rows, stride
+    return stride
 
 
 def _blocks(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -101,13 +101,18 @@ def test_extremes_of_any_number_of_values(count: int) -> None:
     assert smallest_and_largest(x) == (float(x.min()), float(x.max()))
 
 
-def test_what_the_library_cannot_read_is_counted_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = values("plain", (2, 3, 61, 67), 5)
-    others = [x.double(), x.to(memory_format=torch.channels_last), x.transpose(0, 1).contiguous().transpose(0, 1)]
-    for other in others:
-        assert not readable(other)
-        assert same(add_sampled(Histogram.empty(), other), add_sampled(Histogram.empty(), x))
-        assert smallest_and_largest(other) == smallest_and_largest(x)
+@pytest.mark.parametrize("shape", [(2, 3, 61, 67), (3, 4, 5, 6)], ids=str)
+def test_the_order_is_that_of_the_shape_whatever_lies_in_memory(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = values("plain", shape, 5)
+    wide = values("plain", (shape[0], 3 * shape[1], *shape[2:]), 6)
+    wide[:, shape[1] : 2 * shape[1]] = x
+    layouts = [x.to(memory_format=torch.channels_last), x.transpose(0, 1).contiguous().transpose(0, 1),
+               wide[:, shape[1] : 2 * shape[1]], x.double()]  # fmt: skip
+    for other in layouts:
+        assert same(add_sampled(Histogram.empty(), other), defined(monkeypatch, Histogram.empty(), x))
+        assert smallest_and_largest(other) == (float(x.min()), float(x.max()))
 
 
 _SHOW = """

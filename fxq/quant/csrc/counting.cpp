@@ -136,11 +136,9 @@ auto best_scan() {
 
 const auto scan = best_scan();
 
-Range range_of(const float* x, int64_t count) {
-    Seen seen;
+void look(const float* x, int64_t count, Seen& seen) {
     float unused;
     scan(x, count, EVERYTHING, &unused, seen);
-    return seen.range();
 }
 
 // Merge bins in pairs, `times` times.
@@ -219,7 +217,9 @@ private:
         lows_.clear();
         highs_.clear();
         for (size_t i = 0; i + BLOCK <= values_.size(); i += BLOCK) {
-            const Range block = range_of(values_.data() + i, BLOCK);
+            Seen seen;
+            look(values_.data() + i, BLOCK, seen);
+            const Range block = seen.range();
             if (!block.finite()) return block;
             lows_.push_back(block.low);
             highs_.push_back(block.high);
@@ -238,28 +238,33 @@ private:
 };
 }  // namespace
 
-FXQ_EXPORT int32_t fxq_counting_version() { return 1; }
+FXQ_EXPORT int32_t fxq_counting_version() { return 2; }
 
-// Write the smallest and the largest of `count` values, at least one; NaN for both where a value is not finite.
-FXQ_EXPORT void fxq_extremes(const float* x, int64_t count, float* low_high) {
-    const Range found = range_of(x, count);
-    low_high[0] = found.low;
-    low_high[1] = found.high;
+// Write the smallest and the largest value, of at least one; NaN for both where a value is not finite. There are `rows`
+// rows of `length` values, `apart` values from one to the next.
+FXQ_EXPORT void fxq_extremes(const float* x, int64_t rows, int64_t length, int64_t apart, float* low_high) {
+    Seen seen;
+    for (int64_t r = 0; r < rows; ++r) look(x + r * apart, length, seen);
+    low_high[0] = seen.range().low;
+    low_high[1] = seen.range().high;
 }
 
-// Add `rows` rows of `length` values, of each every `stride`-th and all at its ends, where `stride` is more than 1.
-// A row then has at least 4 blocks of 64 strides. Return 0 where a value is not finite; some rows may be counted then.
-FXQ_EXPORT int32_t fxq_count(FxqCounts* counts, const float* x, int64_t rows, int64_t length, int64_t stride) {
+// Add such rows to `counts`, of each every `stride`-th value and all at its ends, where `stride` is more than 1. A row
+// then has at least 4 blocks of 64 strides. Return 0 where a value is not finite; some rows may be counted then.
+FXQ_EXPORT int32_t fxq_count(
+    FxqCounts* counts, const float* x, int64_t rows, int64_t length, int64_t apart, int64_t stride) {
     if (stride == 1) {
-        const Range found = range_of(x, rows * length);
+        float low_high[2];
+        fxq_extremes(x, rows, length, apart, low_high);
+        const Range found{low_high[0], low_high[1]};
         if (!found.finite()) return 0;
         hold(*counts, found);
-        tally(*counts, x, rows * length, 1);
+        for (int64_t r = 0; r < rows; ++r) tally(*counts, x + r * apart, length, 1);
         return 1;
     }
     Part part(length, stride);
     for (int64_t r = 0; r < rows; ++r) {
-        const Range found = part.take(x + r * length);
+        const Range found = part.take(x + r * apart);
         if (!found.finite()) return 0;
         hold(*counts, found);
         part.count(*counts);
