@@ -28,7 +28,6 @@ from fxq.quant.recipe import Recipe
 from fxq.targets.suitability import is_weighted
 from fxq.tracing import clone_inputs
 
-
 #: Of each half of a batch the mean error, float64 (parts, channels), and how many samples it is of, float64 (parts,).
 MeanErrors = tuple[Tensor, Tensor]
 

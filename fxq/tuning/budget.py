@@ -40,7 +40,7 @@ class Budget:
         return time.perf_counter() - self._begin
 
     def evaluated(self, seconds: float, in_float: bool = False) -> None:
-        """Note how long ``evaluate`` and what goes with it took; of the model in float it stands for int8 until then."""
+        """Note how long ``evaluate`` and what goes with it took; in float it stands for int8 until one is known."""
         self._evaluating = seconds if self._in_float else max(self._evaluating, seconds)
         self._in_float = in_float
 
