@@ -1,7 +1,8 @@
 """Builds the native engine: one shared library, each kernel source once for every instruction set.
 
 The library has a plain C interface and is loaded with ctypes. It is optional: where it cannot be built, everything else
-of fxq works and the target "native" says how to get it. Everything else about the package stands in pyproject.toml.
+of fxq works and the target "native" says how to get it. So are two small libraries, for which PyTorch stands in.
+Everything else about the package stands in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -131,6 +132,13 @@ setup(
         Extension(
             "fxq.nn.kernels._dynamic",
             ["fxq/nn/kernels/csrc/dynamic.cpp"],
+            language="c++",
+            optional=True,
+            extra_compile_args=list(FLAGS),
+        ),
+        Extension(
+            "fxq.quant._counting",
+            ["fxq/quant/csrc/counting.cpp"],
             language="c++",
             optional=True,
             extra_compile_args=list(FLAGS),

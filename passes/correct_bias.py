@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -26,6 +27,9 @@ from fxq.quant.options import Options
 from fxq.quant.recipe import Recipe
 from fxq.targets.suitability import is_weighted
 from fxq.tracing import clone_inputs
+
+#: Of each half of a batch the mean error, float64 (parts, channels), and how many samples it is of, float64 (parts,).
+MeanErrors = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ class CorrectBias(Pass):
                                    fix="pass calibration=loader")  # fmt: skip
         layers = {c.node: c for c in rw.calls() if is_weighted(c) and self._is_candidate(c, rw)}
         choices = self.recipe.choices(rw.gm)
-        errors = {node: _weight_error(call, choices.options(node)) for node, call in layers.items()}
-        for node, parts in self._mean_errors(rw, errors, context).items():
+        options = {node: choices.options(node) for node in layers}
+        for node, parts in self._mean_errors(rw, layers, options, context).items():
             mean, before, after = cross_checked_mean(*parts)
             if not after < before:
                 rw.refuse("correct", node, f"its mean error would go {_figures(before, after)}")
@@ -81,11 +85,12 @@ class CorrectBias(Pass):
         return True
 
     def _mean_errors(
-        self, rw: Rewriter, errors: dict[fx.Node, nn.Module], context: PassContext
-    ) -> dict[fx.Node, tuple[Tensor, Tensor]]:
-        """The mean outputs of the layers in ``errors``, of each half of a batch, and how many samples these are of."""
-        if not errors:
+        self, rw: Rewriter, layers: Mapping[fx.Node, OpCall], options: Mapping[fx.Node, Options], context: PassContext
+    ) -> dict[fx.Node, MeanErrors]:
+        """What rounding the weights makes of the layers' mean outputs."""
+        if not layers:
             return {}
+        errors = {node: _weight_error(call, options[node]) for node, call in layers.items()}
         wanted: dict[str, list[fx.Node]] = {}
         for node in errors:
             wanted.setdefault(node.all_input_nodes[0].name, []).append(node)

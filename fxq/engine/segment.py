@@ -18,6 +18,7 @@ from fxq.engine.plan.plan import Plan
 from fxq.engine.program import Program
 from fxq.errors import FxqError, InputError, TargetError
 from fxq.ir.shapes import TensorSpec, tensor_spec
+from fxq.nn.packed import Packed
 
 #: Spatial sizes whose programs a segment keeps.
 CACHED = 8
@@ -40,6 +41,9 @@ class Segment(nn.Module):
     def __init__(self, subgraph: fx.GraphModule) -> None:
         super().__init__()
         self.subgraph = subgraph
+        for layer in subgraph.modules():
+            if isinstance(layer, Packed):
+                layer.let_go()  # verification had them packed, in float: four bytes a weight that nothing reads again
         self._forget()
         self.eval()
 

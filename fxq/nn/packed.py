@@ -18,6 +18,10 @@ class Packed(nn.Module):
         super().__init__()
         self._derived: Any = None
 
+    def let_go(self) -> None:
+        """Free the packed form; the next call packs again."""
+        self._derived = None
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_derived": None}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from fxq.errors import CalibrationError, InputError
 from fxq.quant.calibrators import check_calibrator, check_percentile, range_of
+from fxq.quant.counting import add_sampled, smallest_and_largest
 from fxq.quant.histogram import Histogram
 from fxq.quant.qparams import QParams
-from fxq.quant.sampling import sample
 
 
 class Observer(nn.Module):
@@ -40,10 +41,13 @@ class Observer(nn.Module):
         return x
 
     def _see(self, lo: Tensor, hi: Tensor) -> None:
-        if not bool(torch.isfinite(lo).all() and torch.isfinite(hi).all()):
-            raise CalibrationError("a value is NaN or infinite", where=self.label,
-                                   fix="clean the data, or look for the layer that overflows")  # fmt: skip
+        if not all(map(math.isfinite, (*lo.tolist(), *hi.tolist()))):
+            raise self._not_finite()
         self._update(lo, hi)
+
+    def _not_finite(self) -> CalibrationError:
+        return CalibrationError("a value is NaN or infinite", where=self.label,
+                                fix="clean the data, or look for the layer that overflows")  # fmt: skip
 
     @property
     def seen(self) -> bool:
@@ -63,8 +67,8 @@ class Observer(nn.Module):
         return QParams.from_range(float(self.minimum.min()), float(self.maximum.max()))
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        lo, hi = torch.aminmax(x)
-        return lo.reshape(1).float(), hi.reshape(1).float()
+        lo, hi = smallest_and_largest(x)
+        return x.new_tensor([lo], dtype=torch.float32), x.new_tensor([hi], dtype=torch.float32)
 
     @abstractmethod
     def _update(self, lo: Tensor, hi: Tensor) -> None: ...
@@ -109,7 +113,7 @@ def check_momentum(momentum: float) -> float:
     return momentum
 
 
-class HistogramObserver(Observer):
+class HistogramObserver(MinMaxObserver):
     """A histogram of the values seen, from which every calibrator takes its range.
 
     Of large tensors a part is counted, see :func:`fxq.quant.sampling.sample`; their extremes and ends are exact.
@@ -128,10 +132,12 @@ class HistogramObserver(Observer):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` (any shape, floating point), having counted it while active."""
         if self.active and x.numel():
-            part = sample(x)
-            self._see(*x.new_tensor([[part.low], [part.high]], dtype=torch.float32))
-            counted = self.histogram.add(part.values, part.weight).add(part.ends)
-            self.histogram = counted.widened(part.low, part.high)
+            counted = add_sampled(self.histogram, x)
+            if counted is None:
+                raise self._not_finite()
+            if counted.minimum < self.histogram.minimum or counted.maximum > self.histogram.maximum:
+                self.minimum, self.maximum = (torch.tensor([end]) for end in (counted.minimum, counted.maximum))
+            self.histogram = counted
         return x
 
     def qparams(self, calibrator: str | None = None) -> QParams:
@@ -144,11 +150,6 @@ class HistogramObserver(Observer):
         if not self.seen:
             return super().qparams()
         return QParams.from_range(*range_of(self.histogram, calibrator or self.calibrator, self.percentile))
-
-    def _update(self, lo: Tensor, hi: Tensor) -> None:
-        if self.seen:
-            lo, hi = torch.minimum(self.minimum, lo), torch.maximum(self.maximum, hi)
-        self.minimum, self.maximum = lo, hi
 
 
 class PerChannelMinMaxObserver(MinMaxObserver):

@@ -45,14 +45,11 @@ def sample(x: Tensor) -> Sample:
     Where a value is not finite, ``low`` or ``high`` is not.
     """
     x = x.detach()
-    rows = x.flatten(1) if x.dim() > 1 else x.reshape(1, -1)
-    length = rows.shape[1]
-    if length <= 2 * SAMPLED:
+    rows = rows_of(x)
+    stride = stride_of(rows.shape[1])
+    if stride == 1:
         low, high = (float(v) for v in torch.aminmax(x))
         return Sample(x, 1, x.new_empty(0, dtype=torch.float32), low, high)
-    stride = -(-length // SAMPLED)
-    while math.gcd(stride, length) > 1:
-        stride += 1
     part = rows[:, ::stride].contiguous()
     blocks, rest = _blocks(rows)
     least, most = blocks.amin(2), blocks.amax(2)
@@ -65,6 +62,21 @@ def sample(x: Tensor) -> Sample:
     found = ((most > top) | (least < bottom)).nonzero(as_tuple=True)
     ends = _beyond(blocks[found], bottom[found[0]], top[found[0]]), _beyond(rest, bottom, top)
     return Sample(part[(part >= bottom) & (part <= top)], stride, torch.cat(ends).float(), low, high)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return the rows of ``x``, ``[rows, values]``: a view where that is possible."""
+    return x.flatten(1) if x.dim() > 1 else x.reshape(1, -1)
+
+
+def stride_of(length: int) -> int:
+    """Return that every so manieth value of a row of this length is counted."""
+    if length <= 2 * SAMPLED:
+        return 1
+    stride = -(-length // SAMPLED)
+    while math.gcd(stride, length) > 1:
+        stride += 1
+    return stride
 
 
 def _blocks(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ class Budget:
         self.seconds = seconds
         self._begin = begin
         self._evaluating = 0.0
+        self._in_float = True
         self._recipes: dict[Recipe, float] = {}
         self._variants: dict[Recipe, float] = {}
 
@@ -38,9 +39,10 @@ class Budget:
         """Seconds since the search began."""
         return time.perf_counter() - self._begin
 
-    def evaluated(self, seconds: float) -> None:
-        """Note how long ``evaluate`` and what goes with it took."""
-        self._evaluating = max(self._evaluating, seconds)
+    def evaluated(self, seconds: float, in_float: bool = False) -> None:
+        """Note how long ``evaluate`` and what goes with it took; in float it stands for int8 until one is known."""
+        self._evaluating = seconds if self._in_float else max(self._evaluating, seconds)
+        self._in_float = in_float
 
     def built(self, recipe: Recipe, variant: bool, seconds: float) -> None:
         """Note how long it took to build a recipe's module, or one with some more layers in float."""
@@ -68,12 +70,19 @@ class Budget:
     def holds(self, recipe: Recipe | None = None, variant: bool = False, *, times: int = 1, share: float = 1.0) -> bool:
         """Whether some trials of ``recipe``, or evaluations alone, would probably end within a share of the seconds.
 
-        A recipe that was not built yet counts as long as the longest that was; its first variant as long as itself.
+        A recipe that was not built yet counts as long as the last one that needs the same run over the data, else as
+        the longest of all; its first variant as long as itself.
         """
         if self.seconds is None:
             return True
         building = 0.0
         if recipe is not None:
-            building = self._recipes.get(recipe, max(self._recipes.values(), default=0.0))
+            alike = [s for r, s in self._recipes.items() if _observed(r) == _observed(recipe)]
+            building = self._recipes.get(recipe, alike[-1] if alike else max(self._recipes.values(), default=0.0))
             building = self._variants.get(recipe, building) if variant else building
         return self.spent + times * (self._evaluating + building) <= share * self.seconds
+
+
+def _observed(recipe: Recipe) -> set[str]:
+    """What tells the graphs apart that the data runs through."""
+    return set(recipe.corrections) - {"bias"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,9 +16,11 @@ from fxq.manager.context import PassContext
 from fxq.nn import QDQ_LAYERS, Epilogue
 from fxq.passes._layers import copy_module
 from fxq.passes.convert_qdq import ConvertQDQ
+from fxq.passes.correct_bias import CorrectBias, MeanErrors
 from fxq.quant.observers import Observer
+from fxq.quant.options import Options
 from fxq.targets.suitability import is_weighted
-from fxq.tuning.statistics import Statistics
+from fxq.tuning.statistics import Statistics, value_of
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,34 @@ class ConvertAgain(ConvertQDQ):
                 with rw.rule("weights", call.node):
                     rw.give_own_module(call.node, layer)
         super().rewrite(rw, context)
+
+
+@dataclass(frozen=True)
+class RecallBias(CorrectBias):
+    """Correct biases by mean errors that were measured before, in the same float graph; others are measured now.
+
+    They do not depend on the ranges of activations: recipes that differ in these alone need one run over the data.
+
+    Args:
+        known: by layer, its input and the options of its weights; what is measured is added.
+    """
+
+    known: dict[object, MeanErrors] = field(default_factory=dict, repr=False, compare=False)
+
+    def _mean_errors(
+        self, rw: Rewriter, layers: Mapping[fx.Node, OpCall], options: Mapping[fx.Node, Options], context: PassContext
+    ) -> dict[fx.Node, MeanErrors]:
+        keys = {node: _key(rw.gm, node, options[node]) for node in layers}
+        missing = {node: call for node, call in layers.items() if keys[node] not in self.known}
+        for node, found in super()._mean_errors(rw, missing, options, context).items():
+            self.known[keys[node]] = found
+        return {node: self.known[key] for node, key in keys.items() if key in self.known}
+
+
+def _key(gm: fx.GraphModule, node: fx.Node, options: Options) -> object:
+    """What the mean error of an observed layer depends on."""
+    (source,) = node.all_input_nodes[0].all_input_nodes  # behind the observer
+    return node.name, value_of(gm, source), options.weight, options.weight_range, options.reduce_range
 
 
 def observer_calls(rw: Rewriter) -> Iterator[OpCall]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
+from fxq.manager.running import few_samples
 from fxq.quant.recipe import Recipe
 from fxq.tracing import ModelInputs
 from fxq.tuning.candidates import candidates, dearer, key_of, quick
@@ -102,18 +104,30 @@ class Search:
         return ranked(layers, noted[key])
 
     def _noise(self, base: Quantised, layers: Sequence[Layer]) -> dict[str, float]:
-        """Measure the layers a few at a time, for half of what is left of a budget; the others count as quiet."""
-        budget, noise = self._tester.budget, dict[str, float]()
-        until = budget.midway()
-        for first in range(0, len(layers), _AT_ONCE):
-            if first and budget.spent > until:
-                self.notes.append(f"the budget held the measurement of {first} of {len(layers)} layers")
-                break
-            study = Study(
-                self._tester.bench, base, layers[first : first + _AT_ONCE], progress=False, check=budget.check
-            )
-            noise |= noise_of(study.result(self._batches))
+        """Measure the layers a few at a time, on one batch after the other; what there is no time for counts as quiet.
+
+        With a budget that is half of what is left, and one sample of each batch: all layers on these come before any
+        layer on more.
+        """
+        noise = dict[str, float]()
+        for studied in self._studied(base, layers):
+            noise |= studied
+        if len(noise) < len(layers):
+            self.notes.append(f"the budget held the measurement of {len(noise)} of {len(layers)} layers")
         return noise
+
+    def _studied(self, base: Quantised, layers: Sequence[Layer]) -> Iterator[dict[str, float]]:
+        budget, until = self._tester.budget, self._tester.budget.midway()
+        groups = [layers[i : i + _AT_ONCE] for i in range(0, len(layers), _AT_ONCE)]
+        studies: list[Study] = []
+        for batch in self._batches:
+            piece = batch if math.isinf(until) else few_samples(base.float_graph, batch, 1)
+            for i, group in enumerate(groups):
+                if studies and budget.spent > until:
+                    return
+                if i == len(studies):
+                    studies.append(Study(self._tester.bench, base, group, progress=False, check=budget.check))
+                yield noise_of(studies[i].result([piece]))
 
     def _fewest(self, recipe: Recipe, layers: Sequence[Layer]) -> list[Layer] | None:
         """The shortest head of ``layers`` that, left in float, makes the metric hold: doubled, then halved between."""

@@ -147,18 +147,23 @@ class Study:
         self._progress = progress
         self._check = check
         self._evaluating = 0.0
+        self._pairs: list[_Pair] = []
+        self._whole = ErrorSums()
+        self._float_run, self._int8_run = Replay(base.float_graph), Replay(base.graph)
+        self._batches = 0
 
     def result(self, batches: Sequence[ModelInputs], calibrated: float = 0.0) -> Sensitivity:
         """Return the rows of all layers.
 
         Args:
-            batches: to compare outputs on.
+            batches: to compare outputs on, beside those of earlier calls.
             calibrated: how long quantising the whole model took, in seconds.
         """
         float_metric = None if self._evaluate is None else self._timed(measure_float, self._base.float_graph)
         int8_metric = self._metric(self._base)
         start, waited = time.perf_counter(), self._evaluating
-        pairs = [self._pair(layer) for layer in self._tracked(self._layers, "building variants")]
+        pairs = self._pairs or [self._pair(layer) for layer in self._tracked(self._layers, "building variants")]
+        self._pairs = pairs
         building = time.perf_counter() - start - (self._evaluating - waited)
         start = time.perf_counter()
         int8_db = self._run(batches, pairs)
@@ -166,7 +171,7 @@ class Study:
         share = sum(e.nodes for e in effects) / max(1, sum(len(e.graph.graph.nodes) for e in effects))
         times = SensitivityTimes(calibrated, building, time.perf_counter() - start, self._evaluating, share)
         rows = sorted((pair.row(int8_db) for pair in pairs), key=lambda row: (row.alone_db, -row.gain_db))
-        return Sensitivity(int8_db, float_metric, int8_metric, tuple(rows), len(batches), times)
+        return Sensitivity(int8_db, float_metric, int8_metric, tuple(rows), self._batches, times)
 
     def _pair(self, layer: Layer) -> _Pair:
         start = time.perf_counter()
@@ -179,18 +184,17 @@ class Study:
 
     def _run(self, batches: Sequence[ModelInputs], pairs: Sequence[_Pair]) -> float:
         """Run all variants on each batch; return the SQNR of the model with all layers in int8."""
-        whole = ErrorSums()
-        float_run, int8_run = Replay(self._base.float_graph), Replay(self._base.graph)
+        self._batches += len(batches)
         steps = [(batch, pair) for batch in batches for pair in (None, *pairs)]
         for batch, pair in self._tracked(steps, "running variants"):
             if pair is None:
-                in_float, in_int8 = float_run.values(batch), int8_run.values(batch)
+                in_float, in_int8 = self._float_run.values(batch), self._int8_run.values(batch)
                 expected = _output(in_float)
-                whole.add(expected, _output(in_int8))
+                self._whole.add(expected, _output(in_int8))
                 continue
             pair.alone.run(in_float, expected)
             pair.without.run(in_int8, expected)
-        return whole.distance().sqnr_db
+        return self._whole.distance().sqnr_db
 
     def _tracked(self, items: Sequence[T], description: str) -> Iterator[T]:
         for item in track(items, f"sensitivity: {description}", total=len(items), progress=self._progress):

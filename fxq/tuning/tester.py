@@ -86,7 +86,7 @@ class Tester:
         metric = measure_float(self._evaluate, gm, self._seed)
         latency, _ = latencies(gm, gm, self.bench.inputs)
         seconds = time.perf_counter() - start
-        self.budget.evaluated(seconds)
+        self.budget.evaluated(seconds, in_float=True)
         self._add(Trial(0, "float", (), metric, 0.0, True, latency, 1.0, seconds))
 
     def base(self, recipe: Recipe) -> Quantised:

@@ -17,12 +17,13 @@ from fxq.ir.stage import Stage, set_graph_state
 from fxq.manager import Pass, PassContext, PassManager, PassRecord
 from fxq.manager.running import few_samples
 from fxq.passes.convert_qdq import ConvertQDQ
+from fxq.passes.correct_bias import CorrectBias, MeanErrors
 from fxq.pipelines import float_pipeline, pipeline
 from fxq.quant.calibration import Calibration
 from fxq.quant.overrides import Override
 from fxq.quant.recipe import Recipe
 from fxq.tracing import ModelInputs, normalise_inputs, trace
-from fxq.tuning.recall import ConvertAgain, RecallStatistics, without_observers
+from fxq.tuning.recall import ConvertAgain, RecallBias, RecallStatistics, without_observers
 from fxq.tuning.statistics import Statistics
 
 #: Corrections that change nothing but a layer's own int8 form: what they made in one graph serves in another.
@@ -87,6 +88,7 @@ class Workbench:
         self.inputs = given if example_inputs is not None else few_samples(self.traced, given)
         self._made: dict[tuple[str, ...], _Made] = {}
         self._statistics: dict[int, Statistics] = {}
+        self._mean_errors: dict[int, dict[object, MeanErrors]] = {}
 
     def float_module(self) -> tuple[fx.GraphModule, tuple[PassRecord, ...]]:
         """Return the model canonicalised, folded and fused, and what the passes did: nothing loses precision."""
@@ -111,7 +113,7 @@ class Workbench:
         """
         before, insert, corrections, convert, rest = _parts(pipeline(recipe, self.target, verify=False))
         bare, calibrated = self._calibrated(before, insert)
-        made = self._run([*corrections, ConvertAgain(convert.recipe)], calibrated)
+        made = self._run([*self._recalling(corrections, bare), ConvertAgain(convert.recipe)], calibrated)
         return Quantised(recipe, bare, made.graph, rest, made.records)
 
     def _calibrated(self, before: Iterable[Pass], insert: Pass) -> tuple[fx.GraphModule, _Made]:
@@ -134,7 +136,8 @@ class Workbench:
         if all(p.name in _OF_ONE_LAYER for p in corrections):
             passes: list[Pass] = [insert, recall, ConvertAgain(convert.recipe, base.graph)]
         else:
-            passes, records = [insert, recall, *corrections, ConvertAgain(convert.recipe)], True
+            recalled = self._recalling(corrections, base.float_graph)
+            passes, records = [insert, recall, *recalled, ConvertAgain(convert.recipe)], True
         if not records:
             return Quantised(recipe, base.float_graph, self._together(passes, base.float_graph), rest)
         count = [r.name for r in base.records].index(insert.name)
@@ -148,10 +151,18 @@ class Workbench:
 
     def statistics(self, float_graph: fx.GraphModule) -> Statistics:
         """Return the statistics of a graph that observers are inserted into: one for each set of weights."""
-        key = hash(tuple((n.name, n.digest, n.details) for n in take_snapshot(float_graph).nodes))
+        key = _key(float_graph)
         if key not in self._statistics:
             self._statistics[key] = Statistics(float_graph, self.data, self._histograms, self._progress)
         return self._statistics[key]
+
+    def _recalling(self, corrections: list[Pass], float_graph: fx.GraphModule) -> list[Pass]:
+        """Let a correction of biases use what was measured; only the first one sees the weights of the float graph."""
+        first = corrections[0] if corrections else None
+        if not isinstance(first, CorrectBias):
+            return corrections
+        known = self._mean_errors.setdefault(_key(float_graph), {})
+        return [RecallBias(first.recipe, known), *corrections[1:]]
 
     def _prepared(self, passes: Iterable[Pass]) -> _Made:
         """Run passes on the traced model; what another recipe ran already is there."""
@@ -189,6 +200,11 @@ class _Made:
 
     graph: fx.GraphModule
     records: tuple[PassRecord, ...] = ()
+
+
+def _key(float_graph: fx.GraphModule) -> int:
+    """Tell a graph from one with other operations or weights."""
+    return hash(tuple((n.name, n.digest, n.details) for n in take_snapshot(float_graph).nodes))
 
 
 def _parts(manager: PassManager) -> tuple[list[Pass], Pass, list[Pass], ConvertQDQ, tuple[Pass, ...]]:

@@ -16,6 +16,7 @@ import fxq
 from fxq.engine.form import segments
 from fxq.engine.library import unavailable_reason
 from fxq.engine.segment import CACHED, Segment
+from fxq.nn.packed import Packed
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason="the engine was not built")
 
@@ -50,6 +51,14 @@ def gm() -> fx.GraphModule:
 def _no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
+
+
+def test_a_compiled_module_holds_no_weights_in_float() -> None:
+    gm = fxq.compile(Small().eval(), images(2), calibration=[images(8)], target="native", progress=False)
+    gm(images(3))
+    layers = [m for m in gm.modules() if isinstance(m, Packed)]
+    assert layers
+    assert all(m._derived is None for m in layers)
 
 
 def test_the_whole_network_is_one_segment(gm: fx.GraphModule) -> None:

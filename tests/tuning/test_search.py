@@ -146,6 +146,27 @@ def test_a_step_is_expected_to_take_as_long_as_its_like():
     Budget(None, 0.0).check(START)
 
 
+def test_a_slow_model_in_float_does_not_count_once_int8_was_evaluated():
+    budget = Budget(100.0, time.perf_counter() - 50.0)
+    budget.evaluated(60.0, in_float=True)
+    with pytest.raises(SearchEndedError):
+        budget.check()
+    budget.evaluated(5.0)
+    budget.check()
+    budget.evaluated(60.0)
+    budget.evaluated(5.0)
+    with pytest.raises(SearchEndedError):
+        budget.check()
+
+
+def test_a_recipe_is_expected_to_take_as_long_as_the_last_that_runs_the_same_graph():
+    budget = Budget(100.0, time.perf_counter() - 50.0)
+    budget.built(START, False, 45.0)  # it ran the data
+    budget.built(replace(START, activation="auto"), False, 2.0)
+    assert budget.holds(replace(START, activation="entropy"), times=10)
+    assert not budget.holds(replace(START, corrections=("equalise", "bias")), times=2)
+
+
 def test_candidates_keep_what_the_start_says():
     start = fxq.Recipe("int8", activation="entropy", weight_range="mse", corrections=(), weight="per_tensor")
     found = list(candidates(start, lambda: start))

@@ -45,6 +45,31 @@ def test_quantises_as_compile_does(hard_task, recipe, histograms):
     assert torch.equal(ours(hard_task.images), theirs(hard_task.images))
 
 
+def test_recipes_of_one_float_graph_measure_mean_errors_once(hard_task, monkeypatch):
+    runs = []
+    again = Calibration.again
+    monkeypatch.setattr(Calibration, "again", lambda self: runs.append(self) or again(self))
+    bench = Workbench(hard_task.model, None, hard_task.loader, "reference", histograms=True)
+    for activation in ("mse", "percentile", "minmax"):
+        bench.quantise(fxq.Recipe("int8", activation=activation))
+    assert len(runs) == 1
+    wider = fxq.Recipe("int8", weight_range="mse")  # other weights have other errors
+    ours, _ = bench.lower(bench.quantise(wider))
+    assert len(runs) == 2
+    theirs = fxq.compile(hard_task.model, calibration=hard_task.loader, recipe=wider, target="reference")
+    assert torch.equal(ours(hard_task.images), theirs(hard_task.images))
+
+
+@pytest.mark.parametrize("corrections", [("split_inputs", "bias"), ("equalise", "bias"), ("bias", "batch_norm")])
+def test_corrected_weights_are_not_taken_for_the_model_s(hard_task, corrections):
+    bench = Workbench(hard_task.model, None, hard_task.loader, "reference")
+    bench.quantise(fxq.Recipe("int8"))
+    recipe = fxq.Recipe("int8", corrections=corrections)
+    ours, _ = bench.lower(bench.quantise(recipe))
+    theirs = fxq.compile(hard_task.model, calibration=hard_task.loader, recipe=recipe, target="reference")
+    assert torch.equal(ours(hard_task.images), theirs(hard_task.images))
+
+
 @pytest.mark.parametrize("where", ["stem.0", "first.0", "second.0", "head", "mean"])
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_variant_is_what_compile_gives_under_its_overrides(where, alone):

@@ -7,7 +7,7 @@ from typing import Final
 
 from fxq.errors import InputError, nearest
 from fxq.quant.calibrators.entropy import entropy_range
-from fxq.quant.calibrators.expected_error import expected_error
+from fxq.quant.calibrators.expected_error import expected_errors
 from fxq.quant.calibrators.mean_squared_error import mse_range
 from fxq.quant.calibrators.percentile import percentile_range
 from fxq.quant.histogram import Histogram
@@ -25,7 +25,7 @@ def whole_range(histogram: Histogram) -> Range:
 def best_range(histogram: Histogram) -> Range:
     """The range with the least expected error of those that the other calibrators give; the whole one on a draw."""
     ranges = [whole_range(histogram), *(f(histogram) for f in (percentile_range, mse_range, entropy_range))]
-    errors = [expected_error(histogram, *r) for r in ranges]
+    errors = expected_errors(histogram, ranges)
     best = min(range(len(ranges)), key=errors.__getitem__)
     return ranges[best] if errors[best] < _WORTH * errors[0] else ranges[0]
 

@@ -10,6 +10,8 @@ from fxq.quant.histogram import Histogram
 Floats = NDArray[np.float64]
 #: Share of the values other than zero that may be clipped. Where nearly all are, P and Q are one spike, and agree.
 _MOST_CLIPPED = 0.1
+#: Candidates computed together: as many as the caches hold.
+_AT_ONCE = 64
 
 
 def entropy_range(histogram: Histogram) -> tuple[float, float]:
@@ -35,29 +37,37 @@ def best_bin_count(counts: Floats, levels: int) -> int:
     """How many of the bins to keep, at least ``levels`` of them; all where there are not that many."""
     if len(counts) <= levels:
         return len(counts)
-    divergence = divergences(counts, levels)
     clipped = 1.0 - np.cumsum(counts)[levels - 1 :] / counts.sum()
-    divergence[clipped > _MOST_CLIPPED] = np.inf
-    return levels + len(divergence) - 1 - int(np.argmin(divergence[::-1]))
+    fewest = levels + int(np.argmax(clipped <= _MOST_CLIPPED))
+    divergence = divergences(counts, levels, fewest)
+    return fewest + len(divergence) - 1 - int(np.argmin(divergence[::-1]))
 
 
-def divergences(counts: Floats, levels: int) -> Floats:
-    """``KL(P || Q)`` for each number of kept bins, from ``levels`` to all of them.
+def divergences(counts: Floats, levels: int, fewest: int | None = None) -> Floats:
+    """``KL(P || Q)`` for each number of kept bins, from ``fewest`` (by default ``levels``) to all of them.
 
     Sums over the bins of a level are differences of cumulative sums, so all candidates are computed at once:
     ``KL = sum p log p - sum_levels P_l log q_l``, as Q has one value ``q_l`` in the bins of a level that hold anything.
     """
-    total = counts.sum()
-    kept = np.arange(levels, len(counts) + 1)
+    kept = np.arange(levels if fewest is None else fewest, len(counts) + 1)
+    sums = _sums(counts), _sums((counts > 0).astype(np.float64)), _sums(_xlogx(counts / counts.sum()))
+    few = [_divergences(counts, levels, kept[i : i + _AT_ONCE], *sums) for i in range(0, len(kept), _AT_ONCE)]
+    return np.concatenate(few)
+
+
+def _divergences(
+    counts: Floats, levels: int, kept: NDArray[np.intp], mass: Floats, held: Floats, own: Floats
+) -> Floats:
+    """The same for these numbers of bins, from sums up to each bin: of counts, of bins that hold any, of p log p."""
+    total = mass[-1]
     borders = (np.arange(levels + 1) * kept[:, None]) // levels
-    inside, used = (_sums(x)[borders] for x in (counts, (counts > 0).astype(np.float64)))
+    inside, used = mass[borders], held[borders]
     level_mass, level_bins = np.diff(inside), np.diff(used)
     beyond = total - inside[:, -1]
     # what is clipped goes into the last kept bin, which may have been empty
     last_empty = counts[kept - 1] == 0
     p_mass = level_mass.copy()
     p_mass[:, -1] += beyond
-    own = _sums(_xlogx(counts / total))
     last = counts[kept - 1] / total
     entropy = own[kept] - _xlogx(last) + _xlogx(last + beyond / total)
     level_bins[:, -1] += last_empty & (beyond > 0)
@@ -65,8 +75,8 @@ def divergences(counts: Floats, levels: int) -> Floats:
     q /= np.maximum(inside[:, -1:], 1.0)
     p_mass /= total
     with np.errstate(divide="ignore"):
-        logs = np.where(p_mass > 0, np.log(q), 0.0)  # a level that only holds what was clipped makes it infinite
-    return np.asarray(entropy - (p_mass * np.where(p_mass > 0, logs, 0.0)).sum(1))
+        logs = np.log(q, out=np.zeros_like(q), where=p_mass > 0)  # a level that only holds what was clipped: infinite
+    return np.asarray(entropy - np.einsum("ij,ij->i", p_mass, logs))
 
 
 def _sums(values: Floats) -> Floats:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
+import numpy as np
 
 from fxq.quant.histogram import Histogram
 from fxq.quant.qparams import QParams
@@ -13,12 +15,23 @@ def expected_error(histogram: Histogram, low: float, high: float) -> float:
 
     Every value counts as the centre of its bin, which is quantised as it will be. Zeros have an exact code.
     """
-    counts, centres = histogram.bins()
+    return expected_errors(histogram, [(low, high)])[0]
+
+
+def expected_errors(histogram: Histogram, ranges: Sequence[tuple[float, float]]) -> list[float]:
+    """The same for each of several ranges."""
     total = histogram.count
     if not total:
-        return 0.0
-    parameters = QParams.from_range(low, high)
-    scale, zero_point = parameters.scale, parameters.zero_point
-    codes = torch.round(centres / scale).add_(zero_point).clamp_(QParams.quant_min, QParams.quant_max)
-    errors = (codes.sub_(zero_point).mul_(scale) - centres).square_()
-    return float((counts * errors).sum()) / total
+        return [0.0] * len(ranges)
+    counts, centres = (x.numpy() for x in histogram.bins())
+    held = np.flatnonzero(counts)
+    counts, centres = counts[held], centres[held]
+    parameters = [QParams.from_range(*ends) for ends in ranges]
+    scale = np.array([[p.scale] for p in parameters])
+    codes = np.rint(centres / scale)
+    for row, p in zip(codes, parameters, strict=True):
+        np.clip(row, p.quant_min - p.zero_point, p.quant_max - p.zero_point, out=row)
+    codes *= scale
+    codes -= centres
+    np.square(codes, out=codes)
+    return [float(error) / total for error in codes @ counts]
