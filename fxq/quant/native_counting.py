@@ -52,14 +52,14 @@ def readable(x: Tensor) -> bool:
 
 def extremes(found: ctypes.CDLL, x: Tensor) -> tuple[float, float]:
     """Return the smallest and the largest value of ``x``, which is readable; NaN for both where one is not finite."""
-    ends = (_FLOAT * 2)()
-    found.fxq_extremes(*_memory(rows_of(x)), ends)
+    rows, ends = _dense_rows(x), (_FLOAT * 2)()
+    found.fxq_extremes(*_memory(rows), ends)
     return ends[0], ends[1]
 
 
 def counted(found: ctypes.CDLL, histogram: Histogram, x: Tensor) -> Histogram | None:
     """Return the histogram of its values and of those that stand for ``x``, readable; None where one is not finite."""
-    rows = rows_of(x)
+    rows = _dense_rows(x)
     positive = histogram.positive.clone()
     negative = histogram.negative.clone() if len(histogram.negative) else torch.zeros(BINS, dtype=torch.int64)
     counts = _Counts(
@@ -73,9 +73,12 @@ def counted(found: ctypes.CDLL, histogram: Histogram, x: Tensor) -> Histogram | 
     return Histogram(positive, negative if low < 0.0 else histogram.negative, counts.zeros, exponent, low, high)
 
 
+def _dense_rows(x: Tensor) -> Tensor:
+    """Return the rows of ``x``, whose values follow one another; a copy where they do not in ``x``."""
+    rows = rows_of(x)
+    return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
+
+
 def _memory(rows: Tensor) -> tuple[int, int, int, int]:
-    """Return where the rows are, how many, how long, and how far apart: values of a row follow one another."""
-    count, length = rows.shape
-    if length > 1 and rows.stride(1) != 1:
-        rows = rows.contiguous()
-    return rows.data_ptr(), count, length, rows.stride(0)
+    """Return where dense rows are, how many, how long, and how far apart. The caller keeps them while this is used."""
+    return rows.data_ptr(), *rows.shape, rows.stride(0)

@@ -145,10 +145,10 @@ def _pitch(axis: Axis, row: int, pixel: int, item: int) -> int:
 
 def _readable(region: Region, root: Buffer) -> tuple[int, int, int, int]:
     """What lies around a region that is read: the halo, less or more where it is a window, none where it joins rows."""
-    if not region.plain or region.x.size > root.width:
-        return 0, 0, 0, 0
     top, left, bottom, right = root.halo
     (y, x, _), (height, width, _) = region.origin, region.size
+    if not region.plain or x + width > root.width + right:
+        return 0, 0, 0, 0
     return (
         max(top + y, 0),
         max(left + x, 0),
