@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch.fx import Node
+
+from fxq.ir.scalars import is_shape
 
 _SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "element_size"}
 _RANK_METHODS = {"dim", "ndimension", "is_floating_point", "is_complex"}
@@ -23,23 +23,6 @@ def is_rank_fact(node: Node) -> bool:
     if node.target is len:
         return is_shape(node.args[0])
     return _parents_are_rank_facts(node)
-
-
-def is_shape(value: object) -> bool:
-    """Whether ``value`` is the node of a whole shape, ``x.shape``, ``x.size()``, of a slice or of a sum of such."""
-    if not isinstance(value, Node):
-        return False
-    if value.op == "call_method":
-        return value.target == "size" and len(value.args) == 1 and not value.kwargs
-    if value.op != "call_function" or not value.args:
-        return False
-    if value.target is getattr:
-        return value.args[1] == "shape"
-    if value.target is operator.add:  # x.shape[:-1] + (heads, -1)
-        return any(map(is_shape, value.args)) and all(isinstance(a, tuple) or is_shape(a) for a in value.args)
-    return getattr(value.target, "__name__", "") == "getitem" and (
-        isinstance(value.args[1], slice) and is_shape(value.args[0])
-    )
 
 
 def _parents_are_rank_facts(node: Node) -> bool:

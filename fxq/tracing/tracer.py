@@ -20,11 +20,12 @@ from torch.fx._symbolic_trace import _patch_function
 from torch.fx.graph_module import _CodeOnlyModule
 
 from fxq.ir.provenance import MODULE_KEY, SOURCE_KEY
+from fxq.ir.scalars import is_shape
 from fxq.tracing.arguments import Arguments, arguments_for, placeholder_target
 from fxq.tracing.autograd_functions import autograd_functions_refused
 from fxq.tracing.builtin_calls import RECORDED_BUILTINS, BuiltinPatches, original_type
 from fxq.tracing.constructors import CONSTRUCTORS, torch_functions_replaced
-from fxq.tracing.facts import is_fixed_parts, is_rank_fact, is_shape, is_size, sample_of
+from fxq.tracing.facts import is_fixed_parts, is_rank_fact, is_size, sample_of
 from fxq.tracing.frames import is_running, is_user_code, line_of_forward, line_of_frame, user_frame
 from fxq.tracing.guards import guard_at, tests_inside_call
 from fxq.tracing.inputs import ModelInputs

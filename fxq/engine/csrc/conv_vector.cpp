@@ -1,11 +1,7 @@
 // The convolution on vector instruction sets: which pixels and channels are worked through in which order.
 #include <new>
 
-#if defined(FXQ_AVX512VNNI)
-#include "conv_block_avx512.h"
-#else
-#include "conv_block_avx2.h"
-#endif
+#include "conv_block.h"
 #include "conv_narrow.h"
 #include "conv_walk.h"
 #include "conv_winograd.h"

@@ -6,11 +6,7 @@
 
 #include <new>
 
-#if defined(FXQ_AVX512VNNI)
-#include "conv_block_avx512.h"
-#else
-#include "conv_block_avx2.h"
-#endif
+#include "conv_block.h"
 #include "conv_walk.h"
 #include "winograd.h"
 
