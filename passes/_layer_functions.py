@@ -42,8 +42,8 @@ class LayerFunction:
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:
-    """Return ``tensor`` as a parameter: itself where it is one, else a frozen one in the same memory."""
-    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), requires_grad=False)
+    """Return ``tensor`` as a parameter: itself, or one in the same memory, which trains where it does."""
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), tensor.requires_grad)
 
 
 def _with_tensors(layer: nn.Module, tensors: Tensors) -> nn.Module:
@@ -77,7 +77,7 @@ def _tuple(value: Any, ndim: int) -> Any:
     return values * ndim if len(values) == 1 else values
 
 
-def _linear(tensors: Tensors, settings: Settings, rank: int | None) -> nn.Module | str:
+def linear_layer(tensors: Tensors, settings: Settings, rank: int | None) -> nn.Module | str:
     weight = tensors["weight"]
     assert weight is not None
     if weight.ndim != 2:
@@ -162,7 +162,7 @@ LAYER_FUNCTIONS: Final[dict[Any, LayerFunction]] = {
     F.conv_transpose3d: LayerFunction(
         "conv_transpose3d", _CONV_T, _conv(nn.ConvTranspose3d, 3), defaults=_steps(_CONV_T)
     ),
-    F.linear: LayerFunction("linear", "input weight bias", _linear, defaults={"bias": None}),
+    F.linear: LayerFunction("linear", "input weight bias", linear_layer, defaults={"bias": None}),
     F.batch_norm: LayerFunction(
         "batch_norm", "input running_mean running_var weight bias training momentum eps", _batch_norm,
         tensors=("running_mean", "running_var", "weight", "bias"),

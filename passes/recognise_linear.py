@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxq.ir.identify import OpCall
 from fxq.ir.rewriter import Rewriter
@@ -14,6 +14,7 @@ from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._held import held_reason, held_tensor, layer_path
+from fxq.passes._layer_functions import linear_layer
 
 _RULE = "linear"
 
@@ -72,7 +73,9 @@ def _layer(
         return
     with rw.rule(_RULE, node, *([last] if last is not node else [])):
         path = rw.free_path(layer_path({"weight": str(held.target)}, "linear", node))
-        rw.add_module(path, _linear(matrix if turned else matrix.t(), vector).train(rw.gm.training))
+        layer = linear_layer({"weight": matrix if turned else matrix.t().contiguous(), "bias": vector}, {}, None)
+        assert isinstance(layer, nn.Module)  # the weight is a matrix
+        rw.add_module(path, layer.train(rw.gm.training))
         rw.update(last, op="call_module", target=path, args=(x,), kwargs={})
         rw.erase_unused(*([node] if last is not node else []), weight, held, *([given] if given is not None else []))
 
@@ -100,18 +103,3 @@ def _bias(product: fx.Node, rw: Rewriter) -> tuple[fx.Node, fx.Node] | None:
     if other.op != "get_attr" or spec is None or held_reason("bias", other, rw) is not None:
         return None
     return (call.node, other) if held_tensor(rw, str(other.target)).shape == spec.shape[-1:] else None
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = _parameter(weight)
-    if bias is not None:
-        layer.bias = _parameter(bias)
-    return layer
-
-
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    """``tensor`` itself where it is a parameter, else one with its values, which trains where it does."""
-    if isinstance(tensor, nn.Parameter):
-        return tensor
-    return nn.Parameter(tensor.detach().contiguous(), tensor.requires_grad)

@@ -7,13 +7,13 @@ import functools
 import multiprocessing
 import os
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 
 from fxq.engine import abi
 from fxq.errors import TargetError, nearest
+from fxq.extensions import extension_file
 
 #: Slowest first.
 ISAS = ("portable", "avx2", "avxvnni", "avx512vnni", "amx")
@@ -28,8 +28,7 @@ _GET_IT = (
 
 def path() -> Path | None:
     """Return the library's file, None where the engine was not built."""
-    found = [_FOLDER / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES]
-    return next((file for file in found if file.is_file()), None)
+    return extension_file(_FOLDER, "_native")
 
 
 @functools.cache

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from fxq.extensions import extension_file
 from fxq.quant.histogram import BINS, Histogram
 from fxq.quant.sampling import rows_of, stride_of
 
@@ -30,8 +30,7 @@ class _Counts(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the library, None where it was not built."""
-    folder = Path(__file__).parent
-    file = next((f for f in (folder / f"_counting{suffix}" for suffix in EXTENSION_SUFFIXES) if f.is_file()), None)
+    file = extension_file(Path(__file__).parent, "_counting")
     if file is None:
         return None
     try:

@@ -45,6 +45,11 @@ def move_module(call: OpCall, codes: QParams) -> nn.Module | None:
 
 def computed_settings(call: OpCall) -> tuple[Any, ...]:
     """Return what a call of the module is given beside the codes: amounts of padding that the graph computes."""
-    amounts = call.attrs.get("pad")
-    literal = isinstance(amounts, tuple | list) and not any(isinstance(a, fx.Node) for a in amounts)
-    return () if call.kind != "pad" or literal else (amounts,)
+    return () if call.kind != "pad" or is_literal(call.attrs["pad"]) else (call.attrs["pad"],)
+
+
+def is_literal(value: object) -> bool:
+    """Whether ``value`` stands in the graph as it is: no part of it is computed."""
+    if isinstance(value, tuple | list):
+        return all(map(is_literal, value))
+    return not isinstance(value, fx.Node)

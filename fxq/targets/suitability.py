@@ -13,7 +13,7 @@ from fxq.ir.scalars import is_scalar
 from fxq.ir.shapes import tensor_spec
 from fxq.nn import FUSED_LAYERS, Epilogue
 from fxq.nn.activations import ACTIVATION_KINDS, activation_of
-from fxq.targets.int8_moves import BY_MODULE, SPLITS, is_move
+from fxq.targets.int8_moves import BY_MODULE, SPLITS, is_literal, is_move
 
 POOLS = frozenset(f"{mode}_pool{n}d" for mode in ("avg", "adaptive_avg") for n in (1, 2, 3)) | {"mean"}
 UNARY = frozenset({
@@ -109,7 +109,7 @@ def _move_reason(call: OpCall) -> str | None:
         return "it selects by a computed index"
     if kind in SPLITS and not all(_picks_one(u) or reads_shape_only(u) for u in call.node.users):
         return "its parts are not picked one by one"
-    if kind in BY_MODULE and not _is_literal(tuple(v for k, v in call.attrs.items() if k != "pad")):
+    if kind in BY_MODULE and not is_literal(tuple(v for k, v in call.attrs.items() if k != "pad")):
         return "its settings are computed in the graph"
     if kind == "pad" and call.attrs["mode"] == "constant" and not is_finite_number(call.attrs["value"] or 0):
         return f"it pads with {call.attrs['value']}"
@@ -125,14 +125,8 @@ def _picks_one(user: fx.Node) -> bool:
     return user.op == "call_function" and len(user.args) == 2 and isinstance(user.args[1], int)
 
 
-def _is_literal(value: object) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_is_literal, value))
-    return not isinstance(value, fx.Node)
-
-
 def _unary_reason(call: OpCall) -> str | None:
-    if not _is_literal(tuple(call.attrs.values())):
+    if not is_literal(tuple(call.attrs.values())):
         return "its settings are computed in the graph"
     if call.attrs.get("dtype") not in (None, torch.float32):
         return f"it returns {call.attrs['dtype']}"

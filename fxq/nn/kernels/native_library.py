@@ -11,12 +11,13 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fxq.extensions import extension_file
 
 _VERSION: Final = 2
 _LANES: Final = 16
@@ -26,8 +27,7 @@ _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the library, None where it was not built or this CPU does not run it."""
-    folder = Path(__file__).parent
-    file = next((f for f in (folder / f"_dynamic{suffix}" for suffix in EXTENSION_SUFFIXES) if f.is_file()), None)
+    file = extension_file(Path(__file__).parent, "_dynamic")
     if file is None:
         return None
     try:
