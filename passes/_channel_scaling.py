@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fxq.ir.rewriter import clone_parameter
+from fxq.ir.parameters import clone_parameter
 from fxq.passes._affine import ChannelAffine, fold_behind, fold_in_front, input_rows
 from fxq.passes._channel_readers import Reader
 from fxq.passes._layers import copy_module

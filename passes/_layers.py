@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.ops import WEIGHTED, Kind
-from fxq.ir.rewriter import Rewriter, shared_tensors
+from fxq.ir.parameters import shared_tensors
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.snapshot import kind_text
 from fxq.nn import FUSED_LAYERS, Epilogue, fuse_layer
 from fxq.passes._effects import writes

@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from fxq.analysis.running import evaluation
 from fxq.errors import CalibrationError
 from fxq.ir.identify import OpCall
-from fxq.ir.rewriter import Rewriter, clone_parameter
+from fxq.ir.parameters import clone_parameter
+from fxq.ir.rewriter import Rewriter
 from fxq.manager.context import PassContext
 from fxq.nn import output_rows, quantize_layer
 from fxq.passes._layers import called_again, copy_module

@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 
 from fxq.errors import CalibrationError
 from fxq.ir.identify import OpCall
-from fxq.ir.rewriter import Rewriter, clone_parameter, copy_graph_module
+from fxq.ir.parameters import clone_parameter
+from fxq.ir.rewriter import Rewriter, copy_graph_module
 from fxq.ir.shapes import run_recorded
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass

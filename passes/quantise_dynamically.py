@@ -11,7 +11,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fxq.errors import InputError, nearest
 from fxq.ir.identify import has_hooks
-from fxq.ir.rewriter import Rewriter, shared_tensors
+from fxq.ir.parameters import shared_tensors
+from fxq.ir.rewriter import Rewriter
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.manager.running import ensure_recorded

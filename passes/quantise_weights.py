@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fxq.errors import InputError
-from fxq.ir.rewriter import Rewriter, shared_tensors
+from fxq.ir.parameters import shared_tensors
+from fxq.ir.rewriter import Rewriter
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn.weight_only import GROUP_SIZES, Weight4Linear, Weight8Linear

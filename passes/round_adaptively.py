@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Final
 from torch import fx, nn
 
 from fxq.errors import InputError
-from fxq.ir.rewriter import Rewriter, clone_parameter
+from fxq.ir.parameters import clone_parameter
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext

@@ -13,8 +13,9 @@ from fxq.analysis.error_sums import ErrorSums
 from fxq.errors import InputError
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import SPECS
+from fxq.ir.parameters import clone_parameter
 from fxq.ir.provenance import node_info
-from fxq.ir.rewriter import Rewriter, clone_parameter
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass

@@ -14,10 +14,9 @@ from torch import fx, nn
 from fxq.errors import GraphError
 from fxq.ir.identify import Identifier, ModuleLookup, OpCall
 from fxq.ir.module import TracedModule, build_module
+from fxq.ir.module_tree import ModuleTree, reads
 from fxq.ir.provenance import NodeInfo, Origin, add_origin, ensure_ids, node_info, set_node_info
 from fxq.ir.stage import graph_state, set_graph_state
-
-_ANY_MODULE = nn.Module()
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,8 @@ class Rewriter:
         ensure_ids(gm)
         self.gm = copy_graph_module(gm)
         self._lookup = ModuleLookup(self.gm)
-        self._read = _reads(self.gm.graph)
+        self._tree = ModuleTree(self.gm, pass_name)
+        self._read = reads(self.gm.graph)
         self.identify = Identifier(self.gm, self._lookup)
         self.matched: list[Matched] = []
         self.refused: list[Refused] = []
@@ -161,7 +161,7 @@ class Rewriter:
         before: fx.Node | None = None, name: str | None = None,
     ) -> fx.Node:  # fmt: skip
         """Insert a call of the module at ``path``, which is ``module``: put there now or by an earlier call."""
-        if not self._has(path):
+        if not self._tree.has(path):
             self._assign(path, module)
         return self._insert("call_module", path, args, None, after, before, None, name)
 
@@ -230,7 +230,7 @@ class Rewriter:
 
     def add_module(self, path: str, module: nn.Module) -> None:
         """Put ``module`` at a free ``path``."""
-        if self._has(path):
+        if self._tree.has(path):
             raise GraphError(f"the path `{path}` is taken", where=self._pass_name, fix="ask free_path() for one")
         self._assign(path, module)
 
@@ -241,12 +241,7 @@ class Rewriter:
 
         Where ``wanted`` lies inside a module that the graph calls, which is the caller's: a name beside that module.
         """
-        wanted = self._outside_leaves(wanted)
-        path, n = wanted, 0
-        while self._has(path):
-            n += 1
-            path = f"{wanted}_{n}"
-        return path
+        return self._tree.free_path(wanted)
 
     def open_container(self, node: fx.Node) -> None:
         """Put an empty container in the place of the module that ``node`` calls, and that ``node`` will call no more.
@@ -258,11 +253,9 @@ class Rewriter:
         for other in self.graph.nodes:
             if other.op in ("call_module", "get_attr") and f"{other.target}.".startswith(f"{path}.") and other != node:
                 return
-        if self._outside_leaves(path) != path:
+        if self._tree.outside_layers(path) != path:
             return
-        container = nn.Module()
-        container.training = self.gm.training
-        self._assign(path, container)
+        self._assign(path, self._tree.container())
 
     def erase(self, node: fx.Node) -> None:
         """Remove a node that nothing uses."""
@@ -291,8 +284,8 @@ class Rewriter:
             self.graph.lint()
         except (RuntimeError, ValueError) as error:
             raise GraphError("the rewritten graph is not well formed", where=self._pass_name, why=str(error)) from error
-        self._drop_unread()
-        self._drop_uncalled()
+        self._tree.drop_unread(self._read)
+        self._tree.drop_uncalled()
         self.gm.recompile_on_use()
         return self.gm
 
@@ -334,86 +327,9 @@ class Rewriter:
                 where=self._pass_name, fix="refuse the match, or give the node a module of its own",
             )  # fmt: skip
 
-    def _drop_unread(self) -> None:
-        """Delete the parameters and buffers that the graph read before the edits, but for those of a layer."""
-        for path in self._read - _reads(self.graph):
-            owner, _, name = path.rpartition(".")
-            module = self.gm.get_submodule(owner) if not owner or self._has(owner) else None
-            if module is self.gm or type(module) is nn.Module:
-                delattr(module, name)
-
-    def _drop_uncalled(self) -> None:
-        """Delete the modules that the graph does not call, and in which it neither calls nor reads anything."""
-        used = {str(n.target) for n in self.graph.nodes if n.op in ("call_module", "get_attr")}
-        ways = {path[:i] for path in used for i, c in enumerate(path) if c == "."}
-        open_: list[tuple[str, nn.Module]] = [("", self.gm)]
-        while open_:
-            prefix, parent = open_.pop()
-            for name, child in list(parent._modules.items()):
-                path = f"{prefix}{name}"
-                if child is None or path in used:
-                    continue
-                if path in ways:
-                    open_.append((f"{path}.", child))
-                else:
-                    delattr(parent, name)
-
     def _callers(self, path: str) -> list[str]:
         return [n.name for n in self.graph.nodes if n.op == "call_module" and n.target == path]
 
-    def _has(self, path: str) -> bool:
-        module: Any = self.gm
-        for part in path.split("."):
-            if not hasattr(module, part):
-                return hasattr(_ANY_MODULE, path.rpartition(".")[2])
-            module = getattr(module, part)
-        return True
-
     def _assign(self, path: str, module: nn.Module) -> None:
-        *parents, leaf = path.split(".")
-        parent: nn.Module = self.gm
-        for part in parents:
-            child = getattr(parent, part, None)
-            if not isinstance(child, nn.Module):
-                child = nn.Module()
-                child.training = self.gm.training
-                setattr(parent, part, child)
-            elif type(child) is not nn.Module:
-                raise GraphError(
-                    f"`{path}` cannot be set: `{part}` is a {type(child).__name__} that belongs to the caller's model",
-                    where=self._pass_name, fix="ask free_path() for a path",
-                )  # fmt: skip
-            parent = child
-        setattr(parent, leaf, module)
+        self._tree.assign(path, module)
         self._lookup.forget(path)
-
-    def _outside_leaves(self, path: str) -> str:
-        parent: Any = self.gm
-        *parents, leaf = path.split(".")
-        for i, part in enumerate(parents):
-            parent = getattr(parent, part, None)
-            if isinstance(parent, nn.Module) and type(parent) is not nn.Module:
-                return ".".join([*parents[:i], "_".join([*parents[i:], leaf])])
-        return path
-
-
-def _reads(graph: fx.Graph) -> set[str]:
-    return {str(n.target) for n in graph.nodes if n.op == "get_attr"}
-
-
-def shared_tensors(gm: fx.GraphModule, module: nn.Module) -> bool:
-    """Whether another module or attribute of ``gm`` holds one of the parameters of ``module`` (tied weights)."""
-    mine = {id(p) for p in module.parameters()}
-    owned = set(map(id, module.modules()))
-    # the dicts themselves: parameters() and buffers() of every module take ten times as long
-    return any(
-        id(tensor) in mine
-        for other in gm.modules()
-        if id(other) not in owned
-        for tensor in (*other._parameters.values(), *other._buffers.values())
-    )
-
-
-def clone_parameter(tensor: torch.Tensor) -> nn.Parameter:
-    """Return a frozen parameter with the values of ``tensor``: the weights of a rewritten layer do not train."""
-    return nn.Parameter(tensor.detach().clone(), requires_grad=False)

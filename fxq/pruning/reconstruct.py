@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from fxq.analysis.running import evaluation
 from fxq.errors import InputError
 from fxq.ir.ops import STATEFUL_MODULES, WEIGHTED
-from fxq.ir.rewriter import Rewriter, shared_tensors
+from fxq.ir.parameters import shared_tensors
+from fxq.ir.rewriter import Rewriter
 from fxq.progress import track
 from fxq.pruning.columns import Columns
 from fxq.pruning.least_squares import Fit, fit

@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from fxq.errors import GraphError, InputError
 from fxq.ir.identify import has_hooks
 from fxq.ir.ops import WEIGHTED
-from fxq.ir.rewriter import Rewriter, shared_tensors
+from fxq.ir.parameters import shared_tensors
+from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import keep_record
 from fxq.pruning.residual_blocks import residual_blocks
 
