@@ -29,6 +29,7 @@ from fxq.passes.quantise_weights import QuantiseWeights
 from fxq.passes.recognise_activations import RecogniseActivations
 from fxq.passes.recognise_attention import RecogniseAttention
 from fxq.passes.recognise_linear import RecogniseLinear
+from fxq.passes.recognise_rms_norm import RecogniseRMSNorm
 from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively
 from fxq.passes.settle_ranks import SettleRanks
@@ -56,6 +57,7 @@ def float_pipeline(verify: bool = True) -> PassManager:
             DecomposeAttention(),
             RecogniseAttention(),
             RecogniseLinear(),
+            RecogniseRMSNorm(),
             RecogniseActivations(),
             FoldBatchNorm(),
             FoldScale(),

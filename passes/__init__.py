@@ -39,6 +39,7 @@ from fxq.passes.recalibrate import Recalibrate as Recalibrate
 from fxq.passes.recognise_activations import RecogniseActivations as RecogniseActivations
 from fxq.passes.recognise_attention import RecogniseAttention as RecogniseAttention
 from fxq.passes.recognise_linear import RecogniseLinear as RecogniseLinear
+from fxq.passes.recognise_rms_norm import RecogniseRMSNorm as RecogniseRMSNorm
 from fxq.passes.reestimate_batch_norm import ReestimateBatchNorm as ReestimateBatchNorm
 from fxq.passes.round_adaptively import RoundAdaptively as RoundAdaptively
 from fxq.passes.separate_convolutions import SeparateConvolutions as SeparateConvolutions

@@ -111,7 +111,7 @@ def _layer_norm(tensors: Tensors, settings: Settings, rank: int | None) -> nn.Mo
     return _with_tensors(layer, tensors)
 
 
-def _rms_norm(tensors: Tensors, settings: Settings, rank: int | None) -> nn.Module | str:
+def rms_norm_layer(tensors: Tensors, settings: Settings, rank: int | None) -> nn.Module | str:
     affine, shape = tensors["weight"] is not None, list(settings["normalized_shape"])
     return _with_tensors(nn.RMSNorm(shape, settings["eps"], affine, device="meta"), tensors)
 
@@ -173,7 +173,7 @@ LAYER_FUNCTIONS: Final[dict[Any, LayerFunction]] = {
         defaults={"weight": None, "bias": None, "eps": 1e-5},
     ),
     F.rms_norm: LayerFunction(
-        "rms_norm", "input normalized_shape weight eps", _rms_norm, tensors=("weight",),
+        "rms_norm", "input normalized_shape weight eps", rms_norm_layer, tensors=("weight",),
         defaults={"weight": None, "eps": None},
     ),
     F.group_norm: LayerFunction(

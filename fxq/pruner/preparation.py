@@ -15,6 +15,7 @@ from fxq.passes.decompose_attention import DecomposeAttention
 from fxq.passes.decompose_windows import DecomposeWindows
 from fxq.passes.functionalise import Functionalise
 from fxq.passes.recognise_linear import RecogniseLinear
+from fxq.passes.recognise_rms_norm import RecogniseRMSNorm
 from fxq.tracing import ModelInputs, normalise_inputs, trace
 
 
@@ -50,6 +51,8 @@ def prepare(
     gm = trace(private_copy(model, share_layers), inputs)
     if not record_on_meta(gm, inputs.args, inputs.kwargs):
         check_runs(gm, inputs, InputError, "the example inputs")
-    passes = [Functionalise(), Canonicalise(), RecogniseLinear(), DecomposeAttention(), DecomposeWindows()]
+    passes = [
+        Functionalise(), Canonicalise(), RecogniseLinear(), RecogniseRMSNorm(), DecomposeAttention(), DecomposeWindows()
+    ]  # fmt: skip
     manager = PassManager(passes, verify=verify)
     return manager(gm, context=PassContext(inputs if verify else None), report=report).graph_module

@@ -43,10 +43,19 @@ OPERATIONS = {
     Code.UNARY_F32: ([IMAGE], IMAGE, {9: 4, 12: 255}, []),
     Code.ADD_F32: ([IMAGE], IMAGE, {0: 5, 1: 6, 2: 19}, [torch.ones(5, 6, 19)]),
     Code.LAYER_NORM: ([TOKENS], TOKENS, {12: 255}, [torch.ones(24), torch.ones(24)]),
+    Code.RMS_NORM: ([TOKENS], TOKENS, {12: 255}, [torch.ones(24)]),
     Code.SOFTMAX: ([TOKENS], TOKENS, {}, []),
     Code.ATTENTION: ([TOKENS] * 3, TOKENS, {0: 2, 1: 1, 5: 2, 6: 1, 12: 255}, [torch.zeros(2, 1, 21)]),
 }
-_REAL_INPUT = {Code.QUANTISE, Code.UNARY_F32, Code.ADD_F32, Code.LAYER_NORM, Code.SOFTMAX, Code.ATTENTION}
+_REAL_INPUT = {
+    Code.QUANTISE,
+    Code.UNARY_F32,
+    Code.ADD_F32,
+    Code.LAYER_NORM,
+    Code.RMS_NORM,
+    Code.SOFTMAX,
+    Code.ATTENTION,
+}
 _REAL_OUTPUT = {Code.DEQUANTISE, Code.ADD_F32, Code.SOFTMAX}
 
 

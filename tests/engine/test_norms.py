@@ -1,4 +1,4 @@
-"""LAYER_NORM and SOFTMAX: their definition, exactly, and torch's, closely."""
+"""LAYER_NORM, RMS_NORM and SOFTMAX: their definition, exactly, and torch's, closely."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     variance = _squares(difference) / x.shape[-1] + EPSILON
     factor = 1 / torch.from_numpy(np.sqrt(variance.numpy()))  # torch's own root is not rounded correctly
     return fma(difference * factor.unsqueeze(-1), weight, bias)
+
+
+def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    square = _squares(x) / x.shape[-1] + EPSILON
+    factor = 1 / torch.from_numpy(np.sqrt(square.numpy()))
+    return x * factor.unsqueeze(-1) * weight
 
 
 def _softmax(x: Tensor) -> Tensor:
@@ -78,6 +84,27 @@ def test_layer_norm_without_bias() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("type_", [Type.U8, Type.F32])
 @pytest.mark.parametrize("of_codes", [False, True])
+def test_rms_norm(shape: tuple[int, ...], type_: Type, of_codes: bool) -> None:
+    x = codes(*shape) if of_codes else torch.randn(shape) * 3 + 1
+    weight = torch.randn(shape[-1])
+    real = to_real(x, 90, 0.02) if of_codes else x
+    normal = _rms_norm(real, weight)
+    assert torch.allclose(normal, F.rms_norm(real, shape[-1:], weight, EPSILON), atol=2e-5, rtol=1e-5)
+
+    def build(builder: Builder, numbers: Sequence[int], out: int) -> None:
+        builder.operation(
+            Code.RMS_NORM, numbers, out, ints={14: 90} | RESULT.ints, floats={0: EPSILON, 1: 0.02} | RESULT.floats,
+            constants=[builder.constant(weight)],
+        )  # fmt: skip
+
+    for seed in range(3):
+        rng = random.Random(seed)
+        run_all(build, [x], RESULT.codes(normal) if type_ == Type.U8 else normal, [layout(rng), layout(rng, halo=True)])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("type_", [Type.U8, Type.F32])
+@pytest.mark.parametrize("of_codes", [False, True])
 def test_softmax(shape: tuple[int, ...], type_: Type, of_codes: bool) -> None:
     x = codes(*shape) if of_codes else torch.randn(shape) * 5
     if not of_codes and x.numel() > 1:
@@ -109,9 +136,10 @@ def test_softmax_of_the_lowest_numbers_is_even() -> None:
     run_all(lambda b, n, out: b.operation(Code.SOFTMAX, n, out), [x], x.softmax(-1))
 
 
-def test_too_few_weights_are_refused() -> None:
+@pytest.mark.parametrize("code", [Code.LAYER_NORM, Code.RMS_NORM])
+def test_too_few_weights_are_refused(code: Code) -> None:
     builder = Builder()
     x, y = builder.load((1, 1, 4), Type.F32), builder.value((1, 1, 4), Type.F32)
-    builder.operation(Code.LAYER_NORM, [x], y, constants=[builder.constant(torch.ones(3))])
+    builder.operation(code, [x], y, constants=[builder.constant(torch.ones(3))])
     with pytest.raises(TargetError, match="its weights are too few"):
         builder.run([torch.ones(1, 1, 1, 4)])

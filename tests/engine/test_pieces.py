@@ -74,6 +74,7 @@ CASES = {
     "function": Case(Code.UNARY_F32, [(IMAGE, R)], (IMAGE, U), ints={9: 4}),
     "add real": Case(Code.ADD_F32, [(IMAGE, R), ((1, 24, 72), R)], (IMAGE, R)),
     "layer norm": Case(Code.LAYER_NORM, [(TOKENS, R)], (TOKENS, U), constants=[torch.ones(96), torch.zeros(96)]),
+    "rms norm": Case(Code.RMS_NORM, [(TOKENS, R)], (TOKENS, U), constants=[torch.ones(96)]),
     "softmax": Case(Code.SOFTMAX, [(TOKENS, R)], (TOKENS, R)),
     "attention": Case(Code.ATTENTION, [(TOKENS, R)] * 3, (TOKENS, R), ints={0: 4}, floats={0: 0.2}),
 }

@@ -45,6 +45,11 @@ const char* check_layer_norm(const Operation& op) {
     return !op.constant[1].data || op.constant[1].bytes >= bytes ? nullptr : "its biases are too few";
 }
 
+const char* check_rms_norm(const Operation& op) {
+    if (const char* why = check_pixels(op)) return why;
+    return op.constant[0].bytes >= int64_t(op.output->channels) * 4 ? nullptr : "its weights are too few";
+}
+
 const char* check_softmax(const Operation& op) { return check_pixels(op); }
 
 const char* check_attention(const Operation& op) {

@@ -21,6 +21,7 @@ const char* check_max_pool(const Operation& op);
 const char* check_average_pool(const Operation& op);
 const char* check_resize(const Operation& op);
 const char* check_layer_norm(const Operation& op);
+const char* check_rms_norm(const Operation& op);
 const char* check_softmax(const Operation& op);
 const char* check_attention(const Operation& op);
 

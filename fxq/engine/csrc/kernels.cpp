@@ -19,7 +19,8 @@ namespace fxq {
     extern const Kernel resize_kernel;                                \
     extern const Kernel quantise_kernel, dequantise_kernel;           \
     extern const Kernel unary_kernel;                                 \
-    extern const Kernel layer_norm_kernel, softmax_kernel;            \
+    extern const Kernel layer_norm_kernel, rms_norm_kernel;           \
+    extern const Kernel softmax_kernel;                               \
     extern const Kernel attention_kernel;                             \
     }
 #define FXQ_CONVOLUTIONS(ns)                                          \
@@ -75,6 +76,7 @@ const Family FAMILIES[] = {
     {FXQ_ADD_F32, "add float32", check_add_real, FXQ_VECTOR(add_kernel)},
     {FXQ_UNARY_F32, "activation of float32", check_unary, FXQ_VECTOR(unary_kernel)},
     {FXQ_LAYER_NORM, "layer norm", check_layer_norm, FXQ_VECTOR(layer_norm_kernel)},
+    {FXQ_RMS_NORM, "rms norm", check_rms_norm, FXQ_VECTOR(rms_norm_kernel)},
     {FXQ_SOFTMAX, "softmax", check_softmax, FXQ_VECTOR(softmax_kernel)},
     {FXQ_ATTENTION, "attention", check_attention, FXQ_VECTOR(attention_kernel)},
 };

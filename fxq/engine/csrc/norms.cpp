@@ -1,4 +1,4 @@
-// LAYER_NORM and SOFTMAX over the channels of a pixel. Sums are taken in 64 parts (channel modulo 64), which are then
+// LAYER_NORM, RMS_NORM and SOFTMAX over the channels of a pixel. Sums are taken in 64 parts (channel modulo 64), which are then
 // added in pairs, 32 apart first: the same order whatever the width of a vector is.
 #include <float.h>
 #include <math.h>
@@ -103,6 +103,16 @@ struct NormSource {
     }
 };
 
+// x / root * weight
+struct RootSource {
+    const float *value, *weight;
+    F factor;
+    F full(int64_t i) const { return mul(mul(load(value + i), factor), load(weight + i)); }
+    F part(int64_t i, int64_t n) const {
+        return mul(mul(load_partial(value + i, n), factor), load_partial(weight + i, n));
+    }
+};
+
 struct ScaledSource {
     const float* data;
     F factor;
@@ -125,6 +135,15 @@ void norm_pixel(const Operation& op, float* real, int64_t channels, const Finish
     const float variance = sum_of(parts) / static_cast<float>(channels);
     const float factor = 1.0f / ::sqrtf(variance + op.record.floats[0]);
     finish(NormSource{real, state.weight.as<float>(), state.bias.as<float>(), set(factor)}, out, channels);
+}
+
+void root_pixel(const Operation& op, const float* real, int64_t channels, const Finish& finish, uint8_t* out) {
+    const NormState& state = *static_cast<const NormState*>(op.state);
+    F parts[VECTORS];
+    start(parts, 0.0f);
+    collect(real, padded(channels), parts, [](F part, F v) { return fma(v, v, part); });
+    const float factor = 1.0f / ::sqrtf(sum_of(parts) / static_cast<float>(channels) + op.record.floats[0]);
+    finish(RootSource{real, state.weight.as<float>(), set(factor)}, out, channels);
 }
 
 void softmax_pixel(float* real, int64_t channels, const Finish& finish, uint8_t* out) {
@@ -167,6 +186,13 @@ void layer_norm(const Operation& op, const Context& context, int64_t tasks, int6
                [&](float* real, uint8_t* out) { norm_pixel(op, real, channels, finish, out); });
 }
 
+void rms_norm(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
+    const int64_t channels = op.output->channels;
+    const Finish finish(op.output->type == FXQ_U8, op.record.floats[2], codes_for(op.record, *op.output));
+    each_pixel(op, context, tasks, begin, end, op.record.floats[1], 0.0f,
+               [&](float* real, uint8_t* out) { root_pixel(op, real, channels, finish, out); });
+}
+
 void softmax(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {
     const int64_t channels = op.output->channels;
     const Finish finish(op.output->type == FXQ_U8, op.record.floats[2], codes_for(op.record, *op.output));
@@ -177,6 +203,7 @@ void softmax(const Operation& op, const Context& context, int64_t tasks, int64_t
 }  // namespace
 
 extern const Kernel layer_norm_kernel = {prepare_norm, tasks, layer_norm};
+extern const Kernel rms_norm_kernel = {prepare_norm, tasks, rms_norm};
 extern const Kernel softmax_kernel = {prepare_softmax, tasks, softmax};
 
 }  // namespace FXQ_NS

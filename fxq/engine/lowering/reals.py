@@ -103,9 +103,22 @@ def lower_activation(low: Lowering, call: OpCall) -> View:
 
 def lower_layer_norm(low: Lowering, args: Sequence[Any], module: nn.LayerNorm) -> View:
     """A layer norm over the last dimension."""
+    bias = None if module.bias is None else array_of(module.bias)
+    return _norm(low, args, module, Code.LAYER_NORM, module.eps, bias)
+
+
+def lower_rms_norm(low: Lowering, args: Sequence[Any], module: nn.RMSNorm) -> View:
+    """A root mean square norm over the last dimension."""
+    eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
+    return _norm(low, args, module, Code.RMS_NORM, eps, None)
+
+
+def _norm(
+    low: Lowering, args: Sequence[Any], module: nn.LayerNorm | nn.RMSNorm, code: Code, eps: float, bias: Constant | None
+) -> View:  # fmt: skip
     view = low.view(args[0])
     if len(module.normalized_shape) != 1 or view.shape[-1] != module.normalized_shape[0]:
-        raise TargetError(f"a layer norm over {module.normalized_shape}")
+        raise TargetError(f"a norm over {module.normalized_shape}")
     if view.type is not Type.F32:
         raise TargetError("it normalises codes as numbers")
     count = len(view.dims)
@@ -115,10 +128,7 @@ def lower_layer_norm(low: Lowering, args: Sequence[Any], module: nn.LayerNorm) -
     result = maps(low.builder.like(source), {2: "nc", 3: "nxc", 4: "nyxc"}[count])
     channels = module.normalized_shape[0]
     weight = torch.ones(channels) if module.weight is None else module.weight
-    bias = None if module.bias is None else array_of(module.bias)
-    low.builder.emit(
-        Code.LAYER_NORM, [source], whole(result.buffer), {}, {0: module.eps}, [array_of(weight), bias], 8 * channels
-    )  # fmt: skip
+    low.builder.emit(code, [source], whole(result.buffer), {}, {0: eps}, [array_of(weight), bias], 8 * channels)
     return result
 
 

@@ -43,6 +43,7 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     fnn.QMean: pools.lower_mean,
     fnn.QPad: images.lower_pad,
     nn.LayerNorm: reals.lower_layer_norm,
+    nn.RMSNorm: reals.lower_rms_norm,
 }
 
 #: (lowering, the call as an operation) -> what it gives: a view, or a tuple of some.

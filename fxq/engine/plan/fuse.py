@@ -15,7 +15,9 @@ from fxq.engine.plan.operations import Slot
 from fxq.engine.plan.views import Buffer, Region
 
 #: Operations that round to codes themselves.
-_ROUNDING = (Code.LAYER_NORM, Code.ATTENTION, Code.ADD_F32, Code.UNARY_F32, Code.SOFTMAX, Code.MUL, Code.RESIZE)
+_ROUNDING = (
+    Code.LAYER_NORM, Code.RMS_NORM, Code.ATTENTION, Code.ADD_F32, Code.UNARY_F32, Code.SOFTMAX, Code.MUL, Code.RESIZE
+)  # fmt: skip
 
 
 def fused(steps: Sequence[Step]) -> list[Step]:

@@ -168,6 +168,7 @@ KERNELS: dict[Code, Callable[..., Array]] = {
     Code.ADD_F32: real_kernels.binary,
     Code.UNARY_F32: real_kernels.unary,
     Code.LAYER_NORM: real_kernels.layer_norm,
+    Code.RMS_NORM: real_kernels.rms_norm,
     Code.SOFTMAX: real_kernels.softmax,
     Code.ATTENTION: real_kernels.attention,
     Code.MAX_POOL: max_pool,

@@ -52,6 +52,13 @@ def layer_norm(o: Operation, values: Values, arrays: Arrays, constants: Arrays, 
     return _finished(o, F.layer_norm(x, (x.shape[-1],), weight, bias, o.float_at(0)).numpy(), target)
 
 
+def rms_norm(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
+    """FXQ_RMS_NORM."""
+    x = torch.from_numpy(_real(o, values, arrays, 0))
+    assert constants[0] is not None
+    return _finished(o, F.rms_norm(x, (x.shape[-1],), torch.from_numpy(constants[0]), o.float_at(0)).numpy(), target)
+
+
 def softmax(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_SOFTMAX."""
     return _finished(o, torch.softmax(torch.from_numpy(_real(o, values, arrays, 0)), -1).numpy(), target)

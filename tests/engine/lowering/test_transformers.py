@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,3 +72,26 @@ class Shaped(nn.Module):
 def test_an_input_of_which_the_shape_alone_is_read() -> None:
     x, like = torch.randn(3, 5, 12), torch.randn(3, 5, 4)
     check(int8(Shaped(), x, like), x, like)
+
+
+class RootMeanSquare(nn.Module):
+    """A block of a language model: a norm by the root mean square, and a gate."""
+
+    def __init__(self, eps: float | None) -> None:
+        super().__init__()
+        self.norm, self.up, self.gate = nn.RMSNorm(24, eps), nn.Linear(24, 40), nn.Linear(24, 40)
+        self.down = nn.Linear(40, 24)
+        nn.init.uniform_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        z: Tensor = x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return z
+
+
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_a_root_mean_square_norm(eps: float | None) -> None:
+    x = torch.randn(3, 6, 24)
+    plan = check(int8(RootMeanSquare(eps), x), x, exact=False)
+    assert [o.code for o in plan.operations].count(Code.RMS_NORM) == 1
+    assert Code.QUANTISE not in [o.code for o in plan.operations]
