@@ -36,6 +36,7 @@ KERNELS = {
     "load_store": VECTOR,
     "unary": VECTOR,
     "binary": VECTOR,
+    "gating": ("avx2", "avx512vnni"),
     "moves": VECTOR,
     "pool": VECTOR,
     "resize": VECTOR,
