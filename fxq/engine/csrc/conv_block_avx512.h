@@ -51,7 +51,6 @@ __attribute__((always_inline)) inline void block(const Job& job, const Pixels& p
     FXQ_PIXELS(FXQ_DECLARE)
 #undef FXQ_DECLARE
     const int8_t* w = job.panel;
-    const int64_t ahead = job.ahead;
     const uint8_t* const* const x = pixels.x + first;
     for (int64_t s = 0; s < job.segment_count; ++s) {
         const int64_t offset = job.segments[s].offset + job.block.input;
@@ -60,9 +59,6 @@ __attribute__((always_inline)) inline void block(const Job& job, const Pixels& p
 #undef FXQ_POINT
         const int64_t bytes = job.segments[s].steps * 4;
         for (int64_t k = 0; k < bytes; k += 4, w += 128) {
-            // The next panel comes to the second cache while this one is multiplied. Behind the last one nothing is read.
-            _mm_prefetch(w + ahead, _MM_HINT_T1);
-            if (NV == 2) _mm_prefetch(w + ahead + 64, _MM_HINT_T1);
             const __m512i w0 = _mm512_load_si512(w), w1 = NV == 2 ? _mm512_load_si512(w + 64) : w0;
 #define FXQ_STEP(i)                                                \
     if (P > i) {                                                   \

@@ -28,7 +28,6 @@ struct Job {
     int64_t segment_count;
     Block block;
     const int8_t* panel;
-    int64_t ahead;  // bytes to the panel that is read next
     const int32_t* start;
     const float *scale, *bias;
 };

@@ -83,7 +83,6 @@ inline Job job_of(const Operation& op, const ConvState& state, int64_t number) {
     job.segment_count = state.segment_count;
     job.block = state.blocks.as<Block>()[number];
     job.panel = state.panels.as<int8_t>() + number * state.panel_bytes;
-    job.ahead = state.panel_bytes;
     job.start = state.start.as<int32_t>() + number * BLOCK;
     job.scale = state.scale.as<float>() + number * BLOCK;
     job.bias = state.bias.as<float>() + number * BLOCK;

@@ -231,7 +231,7 @@ void work(const Operation& op, const Context& context, const WinogradState& stat
         part.start = none, part.segment_count = 1, part.block.input = 0;
         for (int64_t i = 0; i < POSITIONS; ++i) {
             const Segment segment{i * state.inputs, (op.input[0]->channels + 1) / 2};
-            part.segments = &segment, part.ahead = state.panel_bytes / POSITIONS;
+            part.segments = &segment;
             part.panel = job.panel + i * (state.panel_bytes / POSITIONS);
             position(part, pixels, count, reinterpret_cast<int32_t*>(sums + i * state.sums));
         }
