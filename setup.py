@@ -21,7 +21,7 @@ SOURCES = Path("fxq/engine/csrc")
 #: Compiled once.
 COMMON = (
     "arena", "check_common", "check_conv", "check_load_store", "check_pointwise", "check_spatial", "check_transformer",
-    "conv_pack", "cores", "halo", "isa", "kernels", "program", "run", "team", "threads", "validate",
+    "conv_pack", "cores", "halo", "isa", "kernels", "program", "run", "scaling_fit", "team", "threads", "validate",
 )  # fmt: skip
 #: Compiled for each instruction set of the row.
 VECTOR = ("portable", "avx2", "avx512vnni")
@@ -31,10 +31,12 @@ KERNELS = {
     "conv_narrow": ("avx2", "avxvnni", "avx512vnni"),
     "conv_winograd": ("avx2", "avxvnni", "avx512vnni"),
     "depthwise": ("avx2", "avxvnni", "avx512vnni"),
+    "scaling": ("avx2", "avxvnni", "avx512vnni"),
     "conv_amx": ("amx",),
     "load_store": VECTOR,
     "unary": VECTOR,
     "binary": VECTOR,
+    "gating": ("avx2", "avx512vnni"),
     "moves": VECTOR,
     "pool": VECTOR,
     "resize": VECTOR,

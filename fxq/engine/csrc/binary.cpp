@@ -4,6 +4,7 @@
 #include <new>
 
 #include "finish.h"
+#include "gating.h"
 #include "rows.h"
 
 namespace fxq {
@@ -156,6 +157,13 @@ Operand operand_of(const Tensor& y, int64_t height, int64_t width, int64_t chann
 }
 
 const char* prepare(Operation& op) {
+#if !defined(FXQ_PORTABLE)
+    if (State* own = gating_state(op)) {
+        op.state = own;
+        op.kernel = &gating_kernel;
+        return nullptr;
+    }
+#endif
     BinaryState* state = new (std::nothrow) BinaryState;
     op.state = state;
     if (!state) return "no memory";

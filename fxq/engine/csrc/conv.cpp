@@ -50,13 +50,10 @@ void finish(const Operation& op, const ConvState& state, int64_t c, int32_t sum,
     float v = fma(static_cast<float>(sum), state.scale.as<float>()[c], state.bias.as<float>()[c]);
     if (ints[13] == 1) v = fma(static_cast<float>(residual[c]), floats[0], v + floats[1]);
     if (ints[13] == 2) v = v + reinterpret_cast<const float*>(residual)[c];
-    if (ints[9] != FXQ_IDENTITY) v = apply(ints[9], floats + 3, v);
-    if (op.output->type == FXQ_F32) {
-        reinterpret_cast<float*>(to)[c] = v;
-        return;
-    }
-    if (ints[9] != FXQ_IDENTITY) v = v * floats[2];
-    to[c] = static_cast<uint8_t>(codes_of(op.record)(v));
+    if (op.output->type == FXQ_F32)
+        reinterpret_cast<float*>(to)[c] = apply(ints[9], floats + 3, v);
+    else
+        to[c] = static_cast<uint8_t>(codes_of(op.record)(apply_scaled(ints[9], floats + 3, floats[2], v)));
 }
 
 void run(const Operation& op, const Context& context, int64_t tasks, int64_t begin, int64_t end) {

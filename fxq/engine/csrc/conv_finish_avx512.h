@@ -73,15 +73,12 @@ struct FastFinish {
 // FastFinish with a function behind; of bounded results without a residual.
 template <int function>
 struct FunctionFinish : FastFinish {
-    const __m512 inverse;
-    const Activation<function> activation;
+    const ScaledActivation<function> activation;
 
-    explicit FunctionFinish(const Job& job)
-        : FastFinish(job), inverse(_mm512_set1_ps(job.record->floats[2])), activation(job.record->floats + 3) {}
+    explicit FunctionFinish(const Job& job) : FastFinish(job), activation(job.record->floats + 3, job.record->floats[2]) {}
 
     __m512i scaled(__m512i sum, int v) const {
-        const __m512 real = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[v], bias[v]);
-        return _mm512_cvtps_epi32(_mm512_mul_ps(activation(real), inverse));
+        return _mm512_cvtps_epi32(activation(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[v], bias[v])));
     }
 
     template <int>
@@ -133,14 +130,12 @@ inline void finish_codes(const Job& job, const Pixels& pixels, int64_t first, in
     const FastFinish fast(job);
     const fxq_operation& record = *job.record;
     const Codes codes = codes_of(record);
-    const F inverse = set(record.floats[2]);
-    const Activation<function> activation(record.floats + 3);
+    const ScaledActivation<function> activation(record.floats + 3, record.floats[2]);
     const bool residual = record.ints[13] == 1;
     const auto whole = [&](const int32_t* sum, int v, const uint8_t* r) {
         F real = fma(to_float(load_int(sum + 16 * v)), fast.scale[v], fast.bias[v]);
         if (residual) real = fast.with_residual(real, v, r);
         real = activation(real);
-        if (function != FXQ_IDENTITY) real = mul(real, inverse);
         if (clamps) real = maximum(minimum(real, codes.high), codes.low);
         return to_int(real);
     };

@@ -37,9 +37,10 @@ template <int function>
 inline void finish_pixels(const Job& job, const Pixels& pixels, int64_t first, int64_t count, const int32_t* sums) {
     const fxq_operation& record = *job.record;
     const Codes codes = codes_of(record);
-    const F scale = set(record.floats[0]), offset = set(record.floats[1]), inverse = set(record.floats[2]);
+    const F scale = set(record.floats[0]), offset = set(record.floats[1]);
     const int32_t kind = record.ints[13];
     const Activation<function> activation(record.floats + 3);
+    const ScaledActivation<function> scaled(record.floats + 3, record.floats[2]);
     for (int64_t c = 0; c < job.block.width; c += LANES) {
         const int64_t left = job.block.width - c, channel = job.block.first + c;
         const F factor = load(job.scale + c), bias = load(job.bias + c);
@@ -48,13 +49,10 @@ inline void finish_pixels(const Job& job, const Pixels& pixels, int64_t first, i
             if (kind == 1) v = fma(to_float(bytes_partial(pixels.r[first + p] + channel, left)), scale, add(v, offset));
             if (kind == 2)
                 v = add(v, load_partial(reinterpret_cast<const float*>(pixels.r[first + p]) + channel, left));
-            v = activation(v);
-            if (job.type == FXQ_F32) {
-                store_partial(reinterpret_cast<float*>(pixels.y[first + p]) + channel, v, left);
-                continue;
-            }
-            if (function != FXQ_IDENTITY) v = mul(v, inverse);
-            put_bytes_partial(pixels.y[first + p] + channel, codes(v), left);
+            if (job.type == FXQ_F32)
+                store_partial(reinterpret_cast<float*>(pixels.y[first + p]) + channel, activation(v), left);
+            else
+                put_bytes_partial(pixels.y[first + p] + channel, codes(scaled(v)), left);
         }
     }
 }

@@ -15,7 +15,7 @@ namespace FXQ_NS {
 namespace {
 
 constexpr int64_t MOST_TILES = 4 * PIXELS;  // of a group
-constexpr int64_t ROOM = 640 << 10;         // bytes of a group's transformed inputs and sums: most of the second cache
+constexpr int64_t ROOM = 256 << 10;         // bytes of a group's transformed inputs and sums: a part of the second cache
 constexpr int64_t MOST_PANELS = 2 << 20;    // bytes of panels, which are eight times as large as the weights
 constexpr int64_t LEAST = 1 << 17;          // products of a task
 constexpr int64_t PAD = 64;                 // bytes between positions, so that they do not fall on the same cache lines

@@ -5,6 +5,7 @@
 
 #include "depthwise_columns.h"
 #include "parts_row.h"
+#include "scaling.h"
 
 namespace fxq {
 namespace FXQ_NS {
@@ -61,6 +62,11 @@ bool pack(const Operation& op, DepthwiseState* state) {
 }
 
 const char* prepare(Operation& op) {
+    if (State* own = scaling_state(op)) {
+        op.state = own;
+        op.kernel = &scaling_kernel;
+        return nullptr;
+    }
     DepthwiseState* state = new (std::nothrow) DepthwiseState;
     op.state = state;
     if (!state || !prepare_parts(op, state)) return "out of memory";

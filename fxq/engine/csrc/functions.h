@@ -112,6 +112,22 @@ struct Activation<FXQ_SILU> : Silu {
     explicit Activation(const float*) {}
 };
 
+// f(v) * inverse of a u8 result; the identity is scaled already.
+template <int function>
+struct ScaledActivation {
+    const Activation<function> activation;
+    const F inverse;
+
+    ScaledActivation(const float* parameters, float inverse) : activation(parameters), inverse(set(inverse)) {}
+
+    F operator()(F v) const { return function == FXQ_IDENTITY ? v : mul(activation(v), inverse); }
+};
+
+template <>
+struct ScaledActivation<FXQ_SILU> : Silu {
+    ScaledActivation(const float*, float inverse) : Silu(inverse) {}
+};
+
 // Calls body(Function<f>()), so that a loop inside of it is compiled for each function.
 template <int function>
 struct Function {
@@ -148,6 +164,13 @@ inline void apply_all(int function, const float* params, float* values, int64_t 
 inline F apply(int function, const float* params, F v) {
     F result = v;
     with_function(function, [&](auto tag) { result = Activation<decltype(tag)::value>(params)(v); });
+    return result;
+}
+
+// The same of a u8 result.
+inline F apply_scaled(int function, const float* params, float inverse, F v) {
+    F result = v;
+    with_function(function, [&](auto tag) { result = ScaledActivation<decltype(tag)::value>(params, inverse)(v); });
     return result;
 }
 

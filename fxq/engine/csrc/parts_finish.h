@@ -21,12 +21,11 @@ class PartsFinish {
     PartsFinish(const fxq_operation& record, const Factors& factors)
         : scale_(parts(factors.scale)),
           bias_(parts(factors.bias)),
-          inverse_(set(record.floats[2])),
           codes_(codes_of(record)),
           zero_(words(record.ints[10])),
           lowest_(set_bytes(record.ints[11])),
           highest_(set_bytes(record.ints[12])),
-          activation_(record.floats + 3) {}
+          activation_(record.floats + 3, record.floats[2]) {}
 
     // Codes in the order of channels.
     FXQ_INLINE I operator()(const Parts& sums) const {
@@ -45,17 +44,15 @@ class PartsFinish {
     }
 
     FXQ_INLINE I one(I sum, F scale, F bias) const {
-        F v = fma(to_float(sum), scale, bias);
-        if (function != FXQ_IDENTITY) v = mul(activation_(v), inverse_);
+        F v = activation_(fma(to_float(sum), scale, bias));
         if (clamps) v = maximum(minimum(v, codes_.high), codes_.low);
         return to_int(v);
     }
 
     const Reals scale_, bias_;
-    const F inverse_;
     const Codes codes_;
     const I zero_, lowest_, highest_;
-    const Activation<function> activation_;
+    const ScaledActivation<function> activation_;
 };
 
 }  // namespace FXQ_NS

@@ -22,19 +22,23 @@ struct Powers {
     F none, first, second, third;
 };
 
-// p(index): the coefficients of piece (index mod 32).
+// p(index): the coefficients of piece (index mod 32), times `factor`.
 class Pieces {
    public:
 #if defined(FXQ_AVX512VNNI)
 
-    explicit Pieces(const PieceTable& table)
-        : none_(table.column[0]), first_(table.column[1]), second_(table.column[2]), third_(table.column[3]) {}
+    Pieces(const PieceTable& table, float factor)
+        : none_(table.column[0], factor),
+          first_(table.column[1], factor),
+          second_(table.column[2], factor),
+          third_(table.column[3], factor) {}
     Powers operator()(I index) const { return {none_(index), first_(index), second_(index), third_(index)}; }
 
    private:
     struct Column {
         F low, high;
-        explicit Column(const float* p) : low(_mm512_load_ps(p)), high(_mm512_load_ps(p + 16)) {
+        Column(const float* p, float factor)
+            : low(mul(_mm512_load_ps(p), set(factor))), high(mul(_mm512_load_ps(p + 16), set(factor))) {
             // Else g++ reads the table again for every vector.
             __asm__("" : "+v"(low), "+v"(high));
         }
@@ -44,7 +48,9 @@ class Pieces {
 
 #elif defined(FXQ_AVX2) || defined(FXQ_AVXVNNI)
 
-    explicit Pieces(const PieceTable& table) : rows_(table.row[0]) {}
+    Pieces(const PieceTable& table, float factor) {
+        for (int i = 0; i < 128; i += 8) _mm256_store_ps(rows_ + i, mul(_mm256_load_ps(table.row[0] + i), set(factor)));
+    }
     Powers operator()(I index) const {  // rows are read and turned around: gathers take longer
         alignas(32) uint32_t at[8];     // in floats
         _mm256_store_si256(reinterpret_cast<__m256i*>(at), shift_left(both(index, set_int(31)), 2));
@@ -59,18 +65,19 @@ class Pieces {
     F rows(uint32_t low, uint32_t high) const {
         return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(rows_ + low)), _mm_load_ps(rows_ + high), 1);
     }
-    const float* const rows_;
+    alignas(32) float rows_[128];
 
 #else
 
-    explicit Pieces(const PieceTable& table) : row_(table.row) {}
+    Pieces(const PieceTable& table, float factor) : row_(table.row), factor_(factor) {}
     Powers operator()(I index) const {
         const float* row = row_[index & 31];
-        return {row[0], row[1], row[2], row[3]};
+        return {row[0] * factor_, row[1] * factor_, row[2] * factor_, row[3] * factor_};
     }
 
    private:
     const float (*const row_)[4];
+    const float factor_;
 
 #endif
 };

@@ -10,7 +10,7 @@ namespace FXQ_NS {
 namespace {
 
 constexpr int64_t LEAST = 32768;  // bytes of a task
-constexpr int64_t PART = 64;      // channels of a task where the output is one pixel
+constexpr int64_t WIDE = 64;      // channels that make up a piece
 
 struct Window {
     int32_t first, count;  // taps inside of the image
@@ -61,8 +61,12 @@ const char* prepare(Operation& op) {
     return made ? nullptr : "no memory";
 }
 
+// Channels of a piece where the output is one pixel: one vector where they would be a single piece.
+int64_t part_of(const Operation& op) { return op.output->channels <= WIDE ? 16 : WIDE; }
+
 int64_t parts_of(const Operation& op) {
-    return static_cast<const PoolState*>(op.state)->by_parts ? (op.output->channels + PART - 1) / PART
+    const int64_t part = part_of(op);
+    return static_cast<const PoolState*>(op.state)->by_parts ? (op.output->channels + part - 1) / part
                                                              : op.output->height;
 }
 
@@ -94,9 +98,10 @@ void each_pixel(const Operation& op, const Context& context, int64_t tasks, int6
     const PoolState& state = *static_cast<const PoolState*>(op.state);
     const Tensor &x = *op.input[0], &y = *op.output;
     const int64_t row_bytes = state.row_step * x.row_pitch, column_bytes = state.column_step * x.pixel_pitch;
+    const int64_t width = part_of(op);
     each_row(context.images, parts_of(op), tasks, begin, end, [&](int64_t n, int64_t part) {
-        const int64_t row = state.by_parts ? 0 : part, from = state.by_parts ? part * PART : 0;
-        const int64_t to = state.by_parts && from + PART < y.channels ? from + PART : y.channels;
+        const int64_t row = state.by_parts ? 0 : part, from = state.by_parts ? part * width : 0;
+        const int64_t to = state.by_parts && from + width < y.channels ? from + width : y.channels;
         const Window rows = state.rows.as<Window>()[row];
         const uint8_t* in = address(context, x, n) + rows.first * x.row_pitch;
         uint8_t* image = address(context, y, n);
