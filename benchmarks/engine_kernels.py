@@ -80,6 +80,7 @@ def rows() -> list[Row]:
         ),
         Row("softmax", Code.SOFTMAX, [(1, 2364, 197)], (1, 2364, 197), types=(real, real)),
         Row("attention", Code.ATTENTION, [tokens] * 3, tokens, ints={0: 12}, floats={0: 0.125}, types=(real, codes)),
+        Row("attention_codes", Code.ATTENTION_U8, [tokens] * 3, tokens, ints={0: 12}, floats={0: 5e-5}),
     ]
 
 

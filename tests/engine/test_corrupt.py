@@ -45,6 +45,7 @@ OPERATIONS = {
     Code.LAYER_NORM: ([TOKENS], TOKENS, {12: 255}, [torch.ones(24), torch.ones(24)]),
     Code.SOFTMAX: ([TOKENS], TOKENS, {}, []),
     Code.ATTENTION: ([TOKENS] * 3, TOKENS, {0: 2, 1: 1, 5: 2, 6: 1, 12: 255}, [torch.zeros(2, 1, 21)]),
+    Code.ATTENTION_U8: ([TOKENS] * 3, TOKENS, {0: 2, 1: 1, 5: 2, 6: 1, 12: 255}, [torch.zeros(2, 1, 21)]),
 }
 _REAL_INPUT = {Code.QUANTISE, Code.UNARY_F32, Code.ADD_F32, Code.LAYER_NORM, Code.SOFTMAX, Code.ATTENTION}
 _REAL_OUTPUT = {Code.DEQUANTISE, Code.ADD_F32, Code.SOFTMAX}

@@ -57,7 +57,8 @@ enum fxq_code {
     FXQ_SOFTMAX = 15,     // over channels
     FXQ_ATTENTION = 16,   // softmax(q k^T * scale + mask) v, by heads
     FXQ_ADD_F32 = 17,     // broadcast addition of float32 values
-    FXQ_UNARY_F32 = 18    // an activation of float32 values
+    FXQ_UNARY_F32 = 18,   // an activation of float32 values
+    FXQ_ATTENTION_U8 = 19 // attention of codes: both products of bytes
 };
 
 // An activation applied to real values, see epilogue.h for the exact arithmetic.
