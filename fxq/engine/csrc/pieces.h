@@ -75,6 +75,24 @@ class Pieces {
 #endif
 };
 
+// v / 2 + an even function of v, which is cubic in each of 32 pieces of |v|: no division, no exponential. The piece of
+// |v| + 1 is given by the last two bits of its exponent and the first three of its mantissa: 0 to 7 are pieces of 2 .. 4,
+// 24 to 31 of 1 .. 2. The one from 15 on goes on for ever.
+class HalfAndEven {
+   public:
+    explicit HalfAndEven(const PieceTable& even) : pieces_(even) {}
+    F operator()(F v) const {
+        const F size = add(absolute(v), set(1.0f));
+        const I bits = as_int(minimum(size, set(15.5f)));
+        const F part = sub(size, as_float(both(bits, set_int(-(1 << 20)))));  // from the first value of the piece on
+        const Powers c = pieces_(shift_right(bits, 20));
+        return fma(v, set(0.5f), fma(fma(fma(c.third, part, c.second), part, c.first), part, c.none));
+    }
+
+   private:
+    const Pieces pieces_;
+};
+
 }  // namespace FXQ_NS
 }  // namespace fxq
 #endif

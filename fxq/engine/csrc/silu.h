@@ -1,4 +1,4 @@
-// silu(v) = v / 2 + an even function of v, which is cubic in each of 32 pieces of |v|: no division, no exponential.
+// silu(v) = v / 2 + an even function of v in cubic pieces.
 #ifndef FXQ_SILU_H
 #define FXQ_SILU_H
 
@@ -7,9 +7,7 @@
 namespace fxq {
 namespace FXQ_NS {
 
-// The coefficients of powers 0 to 3 of each piece. The piece of |v| + 1 is given by the last two bits of its exponent and
-// the first three of its mantissa: 0 to 7 are pieces of 2 .. 4, 24 to 31 of 1 .. 2. Fitted for this file in double
-// precision at Chebyshev nodes; the piece from 15 on is linear.
+// Fitted for this file in double precision at Chebyshev nodes; the piece from 15 on is linear.
 constexpr float SILU_ROWS[32][4] = {
     {0.23105852f, 0.42767668f, 0.15107936f, -0.050905153f},
     {0.34662464f, 0.49370337f, 0.11266409f, -0.046749894f},
@@ -46,18 +44,8 @@ constexpr float SILU_ROWS[32][4] = {
 };
 constexpr PieceTable SILU_EVEN(SILU_ROWS);
 
-class Silu {
-   public:
-    F operator()(F v) const {
-        const F size = add(absolute(v), set(1.0f));
-        const I bits = as_int(minimum(size, set(15.5f)));
-        const F part = sub(size, as_float(both(bits, set_int(-(1 << 20)))));  // from the first value of the piece on
-        const Powers c = pieces_(shift_right(bits, 20));
-        return fma(v, set(0.5f), fma(fma(fma(c.third, part, c.second), part, c.first), part, c.none));
-    }
-
-   private:
-    const Pieces pieces_{SILU_EVEN};
+struct Silu : HalfAndEven {
+    Silu() : HalfAndEven(SILU_EVEN) {}
 };
 
 }  // namespace FXQ_NS

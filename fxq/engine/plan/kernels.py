@@ -170,6 +170,7 @@ KERNELS: dict[Code, Callable[..., Array]] = {
     Code.LAYER_NORM: real_kernels.layer_norm,
     Code.SOFTMAX: real_kernels.softmax,
     Code.ATTENTION: real_kernels.attention,
+    Code.ATTENTION_U8: real_kernels.code_attention,
     Code.MAX_POOL: max_pool,
     Code.AVG_POOL: avg_pool,
     Code.RESIZE: resize,

@@ -21,7 +21,7 @@ def test_a_vision_transformer_is_one_plan() -> None:
     gm = int8(VisionTransformer(depth=2), images(2))
     plan = check(gm, images(3), exact=False)
     codes = [o.code for o in plan.operations]
-    assert codes.count(Code.ATTENTION) == 2
+    assert codes.count(Code.ATTENTION_U8) == 2
     assert codes.count(Code.CONV) == sum(isinstance(m, QLayer) for m in gm.modules())
     assert codes.count(Code.QUANTISE) == 1  # of the class token alone, which one norm of all tokens gives
     assert Code.DEQUANTISE not in codes
