@@ -45,12 +45,12 @@ def int8(model: nn.Module, recipe: Any = "int8", target: str = "reference") -> f
 def test_codes_go_in_and_codes_come_out() -> None:
     gm = int8(Encoder())
     assert kinds(gm) == [
-        "Quantize", "QLinear", "unflatten", "permute", "unbind", "getitem", "getitem", "getitem", "QAttention",
-        "transpose", "flatten", "QLinear",
+        "Quantize", *["QLinear"] * 3, *["unflatten"] * 3, *["permute"] * 3, *["getitem"] * 3, "QAttention", "transpose",
+        "flatten", "QLinear",
     ]  # fmt: skip
     (module,) = (m for m in gm.modules() if isinstance(m, QAttention))
     assert module.output is not None
-    assert module.query == module.key == module.value  # of one projection
+    assert len({module.query, module.key, module.value}) == 3
 
 
 def test_each_stage_computes_the_same() -> None:
