@@ -122,8 +122,13 @@ def _attention_reason(call: OpCall) -> str | None:
     if max(shapes[0][3], shapes[1][2]) > MOST_SUMMED:
         return f"it sums more than {MOST_SUMMED} products"
     mask = call.inputs[3] if len(call.inputs) > 3 else None
-    spec = tensor_spec(mask) if isinstance(mask, fx.Node) and mask.op != "get_attr" else None
-    return f"its mask is {spec}, which is computed and not float32" if spec and spec.dtype != torch.float32 else None
+    if not isinstance(mask, fx.Node) or mask.op == "get_attr":
+        return None
+    spec = tensor_spec(mask)
+    known = spec is not None and len(spec.shape) == 4 and spec.shape[0] == shapes[0][0]
+    if spec is not None and known and spec.dtype in (torch.float32, torch.bool):
+        return None
+    return f"its mask is {spec}, and neither a constant nor of each image"
 
 
 def _move_reason(call: OpCall) -> str | None:

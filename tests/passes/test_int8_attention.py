@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxq
+from fxq.engine.dissolve import dissolve
+from fxq.engine.library import unavailable_reason
 from fxq.ir import take_snapshot
 from fxq.nn import QAttention, QDQAttention
 from fxq.quant.recipe import resolve_recipe
@@ -107,8 +109,12 @@ def _flat(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, (-1, 4))
 
 
-def _boolean(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=(k.sum(-1) > 0).unsqueeze(2) | (q[..., :1] < 9))
+def _of_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=(q @ k.transpose(2, 3)).mean((0, 1)) > 0)
+
+
+def _of_each(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=(k.sum(-1) > 0).unsqueeze(2) | (q[..., :1] < 0))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,7 @@ def _boolean(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (_shared, "dropout or shared heads"),
         (_rotated, "its queries, keys or values are float"),
         (_flat, "not of (images, heads, tokens, features)"),
-        (_boolean, "computed and not float32"),
+        (_of_all, "neither a constant nor of each image"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -126,6 +132,16 @@ def test_what_stays_in_float(mix: Mix, why: str) -> None:
     gm = int8(Encoder(mix))
     assert "attention" in kinds(gm)
     assert why in str(fxq.report(gm).to_dict())
+
+
+@pytest.mark.parametrize("target", ["reference", "native"])
+def test_a_boolean_mask_of_each_image(target: str) -> None:
+    if target == "native" and unavailable_reason() is not None:
+        pytest.skip("the engine is not built")
+    gm = dissolve(int8(Encoder(_of_each), target=target))
+    assert "QAttention" in kinds(gm)
+    with torch.no_grad():
+        assert torch.allclose(gm(X), Encoder(_of_each).eval()(X), atol=0.05)
 
 
 @pytest.mark.parametrize("recipe", [
@@ -153,7 +169,8 @@ def test_operands_that_others_read_as_codes_leave_it_in_float() -> None:
 
 def test_the_accurate_recipes_keep_it_in_float() -> None:
     assert not resolve_recipe("int8", calibrated=True).attention_in_float
-    assert "attention" in kinds(int8(Encoder(), "mixed"))
+    for recipe in ("int8_accurate", "int8_rounded", "mixed"):
+        assert "attention" in kinds(int8(Encoder(), recipe))
 
 
 def test_a_trained_model_rounds_as_int8_does() -> None:
