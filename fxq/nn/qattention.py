@@ -1,10 +1,11 @@
 """Attention with both of its products in int8: on real values as the QDQ stage has it, and on codes.
 
-    p = round(255 exp(score - max score)),  y = sum(p v) / sum(p)
+    p = round(65535 exp(score - max score)),  y = sum(p v) / sum(p)
 
-The exponentials are rounded before they are summed, to u8 codes of step 1/255, so that the result stays a mean of the
-values. Their error is a 510th of the largest weight at most. The softmax's own values would need scales of their own:
-in a long sequence they all lie within the first few codes.
+The exponentials are rounded before they are summed, to steps of 1/65535 (two bytes, each of which has a product with
+the values), so that the result stays a mean of the values. One byte would do for evenly spread attention, and lose the
+rest where it rests on one token (Xiao et al., Efficient Streaming Language Models with Attention Sinks, ICLR 2024):
+what has less than a 510th of the largest weight would be zero, however many keys there are.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from fxq.nn.qdq import quantize
 from fxq.nn.qoperation import QOperation, State
 from fxq.quant.qparams import QParams
 
-_STEPS = 255
+_STEPS = 65535
 _EXACT = 2**24  # float32 holds every integer up to it
 
 
 class QDQAttention(nn.Module):
-    """``F.scaled_dot_product_attention`` with exponentials rounded to steps of 1/255; gradients pass straight through.
+    """``F.scaled_dot_product_attention``, its exponentials rounded to steps of 1/65535; gradients pass straight through.
 
     Args:
         is_causal, scale: as the function takes them.
@@ -55,7 +56,7 @@ class QDQAttention(nn.Module):
 class QAttention(QOperation):
     """Attention of u8 codes -> u8 codes, or float32 where ``output`` is None.
 
-        S = sum (q - z_q) (k - z_k),  s = S * (scale s_q s_k) + mask,  p = round(255 exp(s - max s))
+        S = sum (q - z_q) (k - z_k),  s = S * (scale s_q s_k) + mask,  p = round(65535 exp(s - max s))
         y = sum p (v - z_v) * (s_v / sum p)
 
     Sums of products are exact integers, everything else is float32.
@@ -83,10 +84,10 @@ class QAttention(QOperation):
         """
         q, k = check_codes(query).float() - self.query.zero_point, check_codes(key).float() - self.key.zero_point
         v = check_codes(value).float() - self.value.zero_point
-        scores = _product(q, k.transpose(-2, -1)) * self.factor(query.shape[-1])
+        scores = _product(q, k.transpose(-2, -1), 255) * self.factor(query.shape[-1])
         codes = torch.round(_powers(_masked(scores, attn_mask, self.is_causal)) * _STEPS)
-        total = codes.sum(-1, keepdim=True).clamp_min(1.0)  # a sum is zero, or 255 and more
-        real = _product(codes, v) * (total.new_tensor(self.value.scale) / total)
+        total = codes.sum(-1, keepdim=True).clamp_min(1.0)  # a sum is zero, or 65535 and more
+        real = _product(codes, v, _STEPS) * (total.new_tensor(self.value.scale) / total)
         return real if self.output is None else quantize(real, self.output.scale, self.output.zero_point)
 
     def factor(self, width: int) -> float:
@@ -131,9 +132,9 @@ def _powers(scores: Tensor) -> Tensor:
     return torch.exp(scores - most)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The exact product of integers in float32, each at most 255 in size, rounded once."""
-    if a.shape[-1] * 255 * 255 <= _EXACT:
+def _product(a: Tensor, b: Tensor, most: int) -> Tensor:
+    """The exact product of integers in float32, rounded once; ``a`` has at most ``most`` in size, ``b`` 255."""
+    if a.shape[-1] * 255 * most <= _EXACT:
         return a @ b
     return (a.double() @ b.double()).float()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxq.engine.abi import Code, Type
 from fxq.errors import TargetError
-from tests.engine.arithmetic import Result, exponential, single, to_real
+from tests.engine.arithmetic import Result, exponential, fma, single, to_real
 from tests.engine.attentions import CASES, Case, random_case
 from tests.engine.frames import Layout, layout, run_all
 from tests.engine.programs import ISAS, Builder, codes
@@ -32,10 +32,11 @@ def _definition(case: Case, made: Sequence[Tensor], zeros: Sequence[int], mask: 
     sums = (q.double() @ k.transpose(2, 3).double()).float()  # exact up to the rounding
     scores = case.masked(sums * torch.tensor(_factor(case)), mask)
     most = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
-    powers = (exponential(scores - most) * 255).round()
+    powers = (exponential(scores - most) * 65535).round().long()
     total = powers.sum(-1, keepdim=True)
-    mixed = (powers.double() @ v.double()).float()
-    mean = torch.where(total > 0, torch.tensor(SCALES[2]) / total, torch.zeros_like(total))
+    upper, lower = ((part.double() @ v.double()).float() for part in (powers // 256, powers % 256))
+    mixed = fma(upper, torch.tensor(256.0), lower)
+    mean = torch.where(total > 0, torch.tensor(SCALES[2]) / total.float(), 0.0)
     return case.joined(mixed * mean)
 
 

@@ -23,6 +23,10 @@ def _operands() -> tuple[Tensor, Tensor, Tensor]:
     return codes(_QUERIES, 0), codes(_KEYS, 1), codes(_WIDTH, 2)
 
 
+def _sqnr(wanted: Tensor, got: Tensor) -> float:
+    return float(10 * torch.log10(wanted.pow(2).mean() / (wanted - got).pow(2).mean()))
+
+
 def _masks() -> dict[str, Tensor | None]:
     generator = torch.Generator().manual_seed(3)
     real = torch.randn(2, 1, 6, 9, generator=generator)
@@ -50,7 +54,7 @@ def _expected(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
         if causal:
             scores[query + 1 :] = -np.inf
         most = np.float32(max(scores.max(), np.finfo(np.float32).min))
-        powers = np.rint(torch.exp(torch.from_numpy(scores - most)).numpy() * np.float32(255)).astype(np.int64)
+        powers = np.rint(torch.exp(torch.from_numpy(scores - most)).numpy() * np.float32(65535)).astype(np.int64)
         if powers.sum():
             mixed = powers @ (v[n, head].numpy().astype(np.int64) - _V.zero_point)
             found[n, head, query] = mixed.astype(np.float32) * (np.float32(_V.scale) / np.float32(powers.sum()))
@@ -79,7 +83,7 @@ def test_sums_beyond_24_bits_are_exact() -> None:
     q, k, v = torch.full((1, 1, 1, 601), 255), torch.full((1, 1, 2, 601), 255), torch.tensor([[[[255.0], [0.0]]]])
     k[0, 0, 1, 0] = 254
     sums = torch.tensor([601 * 255 * 255, 601 * 255 * 255 - 255]).float() * np.float32(1e-5 * 1e-5 * 1e3)
-    powers = (torch.exp(sums - sums.max()) * 255).round()
+    powers = (torch.exp(sums - sums.max()) * 65535).round()
     got = QAttention(ends, ends, QParams(1.0, 0), None, scale=1e3)(*(t.to(torch.uint8) for t in (q, k, v)))
     assert got.item() == pytest.approx((powers[0] * 255 / powers.sum()).item(), rel=1e-6)
 
@@ -99,8 +103,19 @@ def test_the_float_form_gives_the_same_codes(name: str, causal: bool) -> None:
 def test_the_float_form_is_close_to_attention_and_gives_zeros_without_keys() -> None:
     q, k, v = torch.randn(2, 3, 6, 8), torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 5)
     wanted = F.scaled_dot_product_attention(q, k, v)
-    assert 40 < 10 * torch.log10(wanted.pow(2).mean() / (wanted - QDQAttention()(q, k, v)).pow(2).mean()) < 80
+    assert 80 < _sqnr(wanted, QDQAttention()(q, k, v)) < 120
     assert not QDQAttention()(q, k, v, torch.full((6, 9), -torch.inf)).any()
+
+
+def test_attention_that_rests_on_one_token_keeps_the_others() -> None:
+    """The first key has 19 times the weight of all others together, and a value of nothing."""
+    torch.manual_seed(0)
+    q, k, v = torch.ones(1, 1, 4, 8), torch.randn(1, 1, 200, 8) / 8, torch.randn(1, 1, 200, 5)
+    k[:, :, 0], v[:, :, 0] = 23.5 / 8, 0
+    wanted = F.scaled_dot_product_attention(q, k, v)
+    weights = (q @ k.transpose(2, 3) / math.sqrt(8)).softmax(-1)
+    assert weights[..., 0].min() > 0.95
+    assert _sqnr(wanted, QDQAttention()(q, k, v)) > 30
 
 
 def test_gradients_pass_the_rounding() -> None:

@@ -1,4 +1,5 @@
-// ATTENTION_U8: attention of codes. Both products are exact sums of bytes; the exponentials become u8 of step 1/255.
+// ATTENTION_U8: attention of codes. Products are exact sums of bytes; the exponentials become u16 of step 1/65535, whose
+// upper and lower bytes meet the values one after the other.
 //
 // The scores of a block lie as [key][query], as in attention.cpp. Products take four bytes at a time, so a block's queries
 // and a head's values are turned into panels of four channels, or four keys, for each lane; the exponentials of four keys
@@ -27,8 +28,10 @@ struct Scratch : Parts64 {
     uint8_t* const keys;         // [key][channel]
     int32_t* const key_start;
     float* const scores;    // [key][query]
-    int32_t* const powers;  // [4 keys][query] of u8
-    int32_t* const totals;  // of each query's powers
+    int32_t* const upper;   // bytes of the powers: [4 keys][query] of u8
+    int32_t* const lower;
+    int32_t* const upper_totals;  // of each query
+    int32_t* const lower_totals;
     int32_t* const values;  // [4 keys][channel] of s8
     float* const result;    // [query][channel]
 
@@ -39,8 +42,10 @@ struct Scratch : Parts64 {
           keys(take<uint8_t>(shape.keys * fours(shape.depth) * 4)),
           key_start(take<int32_t>(shape.keys)),
           scores(take<float>(fours(shape.keys) * 4 * QUERIES)),
-          powers(take<int32_t>(fours(shape.keys) * QUERIES)),
-          totals(take<int32_t>(QUERIES)),
+          upper(take<int32_t>(fours(shape.keys) * QUERIES)),
+          lower(take<int32_t>(fours(shape.keys) * QUERIES)),
+          upper_totals(take<int32_t>(QUERIES)),
+          lower_totals(take<int32_t>(QUERIES)),
           values(take<int32_t>(fours(shape.keys) * lanes(shape.width))),
           result(take<float>(QUERIES * lanes(shape.width))) {}
 };
@@ -114,30 +119,37 @@ void turn_values(const uint8_t* from, int64_t pitch, const AttentionShape& shape
     }
 }
 
-// Scores to rne(255 exp(score - maximum)), four keys in a lane, and the sums of these.
+// Scores to rne(65535 exp(score - maximum)), in two bytes, four keys in a lane, and the sums of these.
 template <int vectors>
 void soften(const Scratch& scratch, int64_t keys) {
     F most[vectors];
-    I sum[vectors];
-    for (int k = 0; k < vectors; ++k) most[k] = set(LOWEST), sum[k] = set_int(0);
+    I uppers[vectors], lowers[vectors];
+    for (int k = 0; k < vectors; ++k) most[k] = set(LOWEST), uppers[k] = lowers[k] = set_int(0);
     for (int64_t key = 0; key < keys; ++key)
         for (int k = 0; k < vectors; ++k)
             most[k] = maximum(load(scratch.scores + (key * vectors + k) * LANES), most[k]);
-    const F step = set(255.0f);
+    const F step = set(65535.0f);
+    const I low = set_int(255), ones = set_int(0x01010101);
     for (int64_t key = 0; key < keys; key += 4) {
         for (int k = 0; k < vectors; ++k) {
-            I word = set_int(0);
-            for (int64_t i = 0; i < 4; ++i) {
+            I upper = set_int(0), lower = set_int(0);
+            for (int i = 0; i < 4; ++i) {
                 if (key + i >= keys) break;
                 const F score = load(scratch.scores + ((key + i) * vectors + k) * LANES);
                 const I power = to_int(mul(exponential(sub(score, most[k])), step));
-                word = either(word, shift_left(power, static_cast<int>(8 * i)));
+                upper = either(upper, shift_left(shift_right(power, 8), 8 * i));
+                lower = either(lower, shift_left(both(power, low), 8 * i));
             }
-            add_dot(&sum[k], word, set_int(0x01010101));
-            store_int(scratch.powers + (key / 4 * vectors + k) * LANES, word);
+            add_dot(&uppers[k], upper, ones);
+            add_dot(&lowers[k], lower, ones);
+            store_int(scratch.upper + (key / 4 * vectors + k) * LANES, upper);
+            store_int(scratch.lower + (key / 4 * vectors + k) * LANES, lower);
         }
     }
-    for (int k = 0; k < vectors; ++k) store_int(scratch.totals + k * LANES, sum[k]);
+    for (int k = 0; k < vectors; ++k) {
+        store_int(scratch.upper_totals + k * LANES, uppers[k]);
+        store_int(scratch.lower_totals + k * LANES, lowers[k]);
+    }
 }
 
 void soften(const Scratch& scratch, int64_t keys, int64_t vectors) {
@@ -166,16 +178,22 @@ void head_block(const Operation& op, const Context& context, const AttentionShap
     soften(scratch, block.keys, block.vectors);
     const int64_t wide = lanes(shape.width);
     const int32_t shift = HALF - zero[2];
-    dot_product({reinterpret_cast<const uint8_t*>(scratch.powers), 4, block.wide * 4}, {scratch.values, wide},
-                block.count, wide / LANES, fours(block.keys),
-                [&](int64_t query, int64_t) { return set_int(shift * scratch.totals[query]); },
-                [&](int64_t query, int64_t k, I sum) {
-                    store(scratch.result + query * wide + k * LANES, to_float(sum));
-                });
+    auto mix = [&](const int32_t* powers, const int32_t* totals, const auto& end) {
+        dot_product({reinterpret_cast<const uint8_t*>(powers), 4, block.wide * 4}, {scratch.values, wide}, block.count,
+                    wide / LANES, fours(block.keys),
+                    [&](int64_t query, int64_t) { return set_int(shift * totals[query]); },
+                    [&](int64_t query, int64_t k, I sum) {
+                        float* place = scratch.result + query * wide + k * LANES;
+                        store(place, end(place, to_float(sum)));
+                    });
+    };
+    const F radix = set(256.0f);
+    mix(scratch.upper, scratch.upper_totals, [](const float*, F sum) { return sum; });
+    mix(scratch.lower, scratch.lower_totals, [&](const float* place, F sum) { return fma(load(place), radix, sum); });
     const Finish finish(y.type == FXQ_U8, op.record.floats[2], codes_for(op.record, y));
     uint8_t* out = address(context, y, n) + block.first * y.pixel_pitch + head * shape.width * y.size;
     for (int64_t i = 0; i < block.count; ++i) {
-        const int32_t total = scratch.totals[i];
+        const int32_t total = scratch.upper_totals[i] * 256 + scratch.lower_totals[i];
         const float mean = total > 0 ? op.record.floats[1] / static_cast<float>(total) : 0.0f;
         finish(ScaledSource{{scratch.result + i * wide}, {set(mean)}}, out + i * y.pixel_pitch, shape.width);
     }

@@ -87,7 +87,7 @@ def code_attention(
     q, k, v = found
     scores = _masked(o, (q @ k.transpose(2, 3)).float() * o.float_at(0), values, arrays, constants)
     powers = torch.exp(scores - scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min))
-    codes = torch.round(powers * 255)
+    codes = torch.round(powers * 65535)
     total = codes.sum(-1, keepdim=True)
     mean = torch.where(total > 0, torch.tensor(o.float_at(1)) / total, 0.0)
     return _finished(o, _by_tokens((codes.double() @ v).float() * mean, target, count), target)
