@@ -20,8 +20,9 @@ class Recipe:
 
     Functions that take a recipe take the name of a preset as well: ``"int8_fast"`` (whole ranges: the least time to
     calibrate), ``"int8"`` (these defaults), ``"int8_accurate"`` (ranges evened out between layers, biases corrected on
-    quantised inputs, the network's input at half the step, squeeze-and-excitation and attention in float), ``"int8_rounded"`` (the
-    same, with weights rounded for the outputs of their layers: the most exact, and the longest to compile).
+    quantised inputs, the network's input at half the step, squeeze-and-excitation and attention in float),
+    ``"int8_rounded"`` (the same, with weights rounded for the outputs of their layers: the most exact, and the longest
+    to compile).
 
     When ``"mixed"`` is worth it: where int8 loses too much in what lies between the layers (squeeze-and-excitation,
     gates, products, averages), and there is no engine. Measured on two cores with AVX512-BF16, without AMX, on
