@@ -121,9 +121,8 @@ class _Packed:
         kwargs = fx.map_arg(old.kwargs, lambda n: part if n is source else n)
         if move is self.cut:
             key = "shape" if move.kind == "reshape" else "sizes"
-            sizes = list(kwargs[key])
-            sizes[self._place] = 1
-            kwargs = {**kwargs, key: tuple(sizes)}
+            sizes = cast(tuple[Any, ...], kwargs[key])
+            kwargs = {**kwargs, key: (*sizes[: self._place], 1, *sizes[self._place + 1 :])}
         args = fx.map_arg(old.args, lambda n: part if n is source else n)
         return rw.call_function(old.target, args, kwargs, before=old, like=old, name=f"{old.name}_{name}")  # type: ignore[arg-type]
 

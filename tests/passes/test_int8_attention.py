@@ -18,7 +18,7 @@ from fxq.nn import QAttention, QDQAttention
 from fxq.quant.recipe import resolve_recipe
 from tests.targets.lowering import stages
 
-X = torch.randn(4, 7, 16, generator=torch.Generator().manual_seed(0))
+X = torch.randn(4, 33, 16, generator=torch.Generator().manual_seed(0))
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -78,7 +78,7 @@ def test_a_result_that_is_read_in_float_is_float() -> None:
 def test_a_mask_stays_real() -> None:
     class Masked(Encoder):
         def forward(self, x: Tensor) -> Tensor:
-            mask = (x.mean(-1) * 5).view(-1, 1, 1, 7)
+            mask = (x.mean(-1) * 5).view(-1, 1, 1, 33)
             q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4).unbind(0)
             y: Tensor = self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
             return y
@@ -91,6 +91,10 @@ def test_a_mask_stays_real() -> None:
     assert node.args[3].meta["fxq_tensor"].dtype == torch.float32
     with torch.no_grad():
         assert torch.allclose(gm(X), Masked().eval()(X), atol=0.05)
+
+
+def _few(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k[:, :, :31], v[:, :, :31])
 
 
 def _dropping(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -113,13 +117,10 @@ def _of_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=(q @ k.transpose(2, 3)).mean((0, 1)) > 0)
 
 
-def _of_each(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=(k.sum(-1) > 0).unsqueeze(2) | (q[..., :1] < 0))
-
-
 @pytest.mark.parametrize(
     ("mix", "why"),
     [
+        (_few, "of fewer than 32 keys"),
         (_dropping, "dropout or shared heads"),
         (_shared, "dropout or shared heads"),
         (_rotated, "its queries, keys or values are float"),
@@ -138,10 +139,19 @@ def test_what_stays_in_float(mix: Mix, why: str) -> None:
 def test_a_boolean_mask_of_each_image(target: str) -> None:
     if target == "native" and unavailable_reason() is not None:
         pytest.skip("the engine is not built")
-    gm = dissolve(int8(Encoder(_of_each), target=target))
-    assert "QAttention" in kinds(gm)
+
+    class Padded(Encoder):
+        def forward(self, x: Tensor) -> Tensor:
+            shown = (x[..., 0] > 0).view(-1, 1, 1, 33)
+            q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+            y: Tensor = self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=shown).transpose(1, 2).flatten(2))
+            return y
+
+    gm = int8(Padded(), target=target)
+    assert "QAttention" in kinds(dissolve(gm))
+    assert target == "reference" or [n for n in kinds(gm) if n in ("attention", "QAttention")] == []
     with torch.no_grad():
-        assert torch.allclose(gm(X), Encoder(_of_each).eval()(X), atol=0.05)
+        assert torch.allclose(gm(X), Padded().eval()(X), atol=0.05)
 
 
 @pytest.mark.parametrize("recipe", [
