@@ -121,6 +121,8 @@ def _attention_reason(call: OpCall) -> str | None:
     shapes = [spec.shape for node in call.inputs[:3] if (spec := tensor_spec(node)) is not None]
     if len(shapes) != 3 or any(len(s) != 4 for s in shapes) or len({tuple(s[:2]) for s in shapes}) > 1:
         return "its queries, keys and values are not of (images, heads, tokens, features)"
+    if shapes[0][0] != _images(call.node.graph):
+        return "of parts of an image, which no int8 kernel takes"
     if shapes[1][2] < LEAST_KEYS:
         return f"of fewer than {LEAST_KEYS} keys: int8 would save no time"
     if max(shapes[0][3], shapes[1][2]) > MOST_SUMMED:
@@ -133,6 +135,12 @@ def _attention_reason(call: OpCall) -> str | None:
     if spec is not None and known and spec.dtype in (torch.float32, torch.bool):
         return None
     return f"its mask is {spec}, and neither a constant nor of each image"
+
+
+def _images(graph: fx.Graph) -> int | None:
+    """The batch size that was recorded: that of the first tensor that goes in."""
+    specs = (tensor_spec(node) for node in graph.nodes if node.op == "placeholder")
+    return next((spec.shape[0] for spec in specs if spec is not None and spec.shape), None)
 
 
 def _move_reason(call: OpCall) -> str | None:

@@ -14,7 +14,7 @@ import fxq
 from fxq.engine.dissolve import dissolve
 from fxq.engine.library import unavailable_reason
 from fxq.ir import take_snapshot
-from fxq.nn import QAttention, QDQAttention
+from fxq.nn import QAttention, QDQAttention, onednn_available
 from fxq.quant.recipe import resolve_recipe
 from tests.targets.lowering import stages
 
@@ -135,6 +135,16 @@ def test_what_stays_in_float(mix: Mix, why: str) -> None:
     assert why in str(fxq.report(gm).to_dict())
 
 
+def test_attention_within_windows_stays_in_float() -> None:
+    class Windows(Encoder):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.reshape(-1, 66, 16)).reshape(x.shape)
+
+    gm = int8(Windows())
+    assert "attention" in kinds(gm)
+    assert "of parts of an image" in str(fxq.report(gm).to_dict())
+
+
 @pytest.mark.parametrize("target", ["reference", "native"])
 def test_a_boolean_mask_of_each_image(target: str) -> None:
     if target == "native" and unavailable_reason() is not None:
@@ -162,6 +172,12 @@ def test_the_recipe_keeps_it_in_float(recipe: fxq.Recipe) -> None:
     gm = int8(Encoder(), recipe)
     assert "attention" in kinds(gm)
     assert "the recipe" in str(fxq.report(gm).to_dict()) or "override" in str(fxq.report(gm).to_dict())
+
+
+@pytest.mark.skipif(not onednn_available(), reason="no oneDNN int8 kernels")
+def test_a_target_without_a_kernel_keeps_it_in_float_unless_told() -> None:
+    assert "attention" in kinds(int8(Encoder(), target="onednn"))
+    assert "QAttention" in kinds(int8(Encoder(), fxq.Recipe(attention_in_float=False), target="onednn"))
 
 
 def test_operands_that_others_read_as_codes_leave_it_in_float() -> None:
