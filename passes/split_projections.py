@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
-from torch import fx, nn
+from torch import fx
 
 from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.rewriter import Rewriter
@@ -31,8 +31,8 @@ class SplitProjections(Pass):
     Parts of one value share its codes, and so the widest range of the three; values, which are often the narrowest,
     would lose most. Three layers compute the same, with the same multiply-adds.
 
-        %qkv = linear[qkv](%x) {64, 192}, %heads = reshape(%qkv, (n, t, 3, 4, 16)), %rows = permute(%heads, (2, 0, 3, 1, 4)),
-        %q = %rows[0], %k = %rows[1], %v = %rows[2]
+        %qkv = linear[qkv](%x) {64, 192}, %heads = reshape(%qkv, (n, t, 3, 4, 16)),
+        %rows = permute(%heads, (2, 0, 3, 1, 4)), %q = %rows[0], %k = %rows[1], %v = %rows[2]
     ->
         %qkv_query = linear[qkv.query](%x) {64, 64}, %heads_query = reshape(%qkv_query, (n, t, 1, 4, 16)),
         %rows_query = permute(%heads_query, (2, 0, 3, 1, 4)), %q = %rows_query[0], and so on
@@ -121,9 +121,8 @@ class _Packed:
         kwargs = fx.map_arg(old.kwargs, lambda n: part if n is source else n)
         if move is self.cut:
             key = "shape" if move.kind == "reshape" else "sizes"
-            sizes = list(kwargs[key])
-            sizes[self._place] = 1
-            kwargs = {**kwargs, key: tuple(sizes)}
+            sizes = cast(tuple[Any, ...], kwargs[key])
+            kwargs = {**kwargs, key: (*sizes[: self._place], 1, *sizes[self._place + 1 :])}
         args = fx.map_arg(old.args, lambda n: part if n is source else n)
         return rw.call_function(old.target, args, kwargs, before=old, like=old, name=f"{old.name}_{name}")  # type: ignore[arg-type]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+_FLOAT: Final = {"gates_in_float": True, "attention_in_float": True}
+
 #: What each preset gives ``fxq.Recipe``. All of them are static int8.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     # calibrates in the time of the float model alone: one smallest and one largest value a tensor

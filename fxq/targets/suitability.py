@@ -22,6 +22,8 @@ UNARY = frozenset({
 })  # fmt: skip
 #: Products of codes in a sum of attention, at most: their sum stays in 32 bits.
 MOST_SUMMED = 1 << 14
+#: Keys of attention from which int8 saves time that shows. A trained ViT of 17 tokens loses 0.1 to 0.4 dB for nothing.
+LEAST_KEYS = 32
 BINARY = frozenset({"add", "mul"})
 _SIZE_READS = frozenset({"size", "dim", "ndimension", "numel", "shape", "ndim", "device"})
 _SHAPE_READS = _SIZE_READS | {"dtype", "is_floating_point", "element_size"}
@@ -119,6 +121,10 @@ def _attention_reason(call: OpCall) -> str | None:
     shapes = [spec.shape for node in call.inputs[:3] if (spec := tensor_spec(node)) is not None]
     if len(shapes) != 3 or any(len(s) != 4 for s in shapes) or len({tuple(s[:2]) for s in shapes}) > 1:
         return "its queries, keys and values are not of (images, heads, tokens, features)"
+    if shapes[0][0] != _images(call.node.graph):
+        return "of parts of an image, which no int8 kernel takes"
+    if shapes[1][2] < LEAST_KEYS:
+        return f"of fewer than {LEAST_KEYS} keys: int8 would save no time"
     if max(shapes[0][3], shapes[1][2]) > MOST_SUMMED:
         return f"it sums more than {MOST_SUMMED} products"
     mask = call.inputs[3] if len(call.inputs) > 3 else None
@@ -129,6 +135,12 @@ def _attention_reason(call: OpCall) -> str | None:
     if spec is not None and known and spec.dtype in (torch.float32, torch.bool):
         return None
     return f"its mask is {spec}, and neither a constant nor of each image"
+
+
+def _images(graph: fx.Graph) -> int | None:
+    """The batch size that was recorded: that of the first tensor that goes in."""
+    specs = (tensor_spec(node) for node in graph.nodes if node.op == "placeholder")
+    return next((spec.shape[0] for spec in specs if spec is not None and spec.shape), None)
 
 
 def _move_reason(call: OpCall) -> str | None:

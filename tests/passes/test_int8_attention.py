@@ -14,11 +14,11 @@ import fxq
 from fxq.engine.dissolve import dissolve
 from fxq.engine.library import unavailable_reason
 from fxq.ir import take_snapshot
-from fxq.nn import QAttention, QDQAttention
+from fxq.nn import QAttention, QDQAttention, onednn_available
 from fxq.quant.recipe import resolve_recipe
 from tests.targets.lowering import stages
 
-X = torch.randn(4, 7, 16, generator=torch.Generator().manual_seed(0))
+X = torch.randn(4, 33, 16, generator=torch.Generator().manual_seed(0))
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -78,7 +78,7 @@ def test_a_result_that_is_read_in_float_is_float() -> None:
 def test_a_mask_stays_real() -> None:
     class Masked(Encoder):
         def forward(self, x: Tensor) -> Tensor:
-            mask = (x.mean(-1) * 5).view(-1, 1, 1, 7)
+            mask = (x.mean(-1) * 5).view(-1, 1, 1, 33)
             q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4).unbind(0)
             y: Tensor = self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
             return y
@@ -91,6 +91,10 @@ def test_a_mask_stays_real() -> None:
     assert node.args[3].meta["fxq_tensor"].dtype == torch.float32
     with torch.no_grad():
         assert torch.allclose(gm(X), Masked().eval()(X), atol=0.05)
+
+
+def _few(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k[:, :, :31], v[:, :, :31])
 
 
 def _dropping(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -113,13 +117,10 @@ def _of_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=(q @ k.transpose(2, 3)).mean((0, 1)) > 0)
 
 
-def _of_each(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=(k.sum(-1) > 0).unsqueeze(2) | (q[..., :1] < 0))
-
-
 @pytest.mark.parametrize(
     ("mix", "why"),
     [
+        (_few, "of fewer than 32 keys"),
         (_dropping, "dropout or shared heads"),
         (_shared, "dropout or shared heads"),
         (_rotated, "its queries, keys or values are float"),
@@ -134,14 +135,33 @@ def test_what_stays_in_float(mix: Mix, why: str) -> None:
     assert why in str(fxq.report(gm).to_dict())
 
 
+def test_attention_within_windows_stays_in_float() -> None:
+    class Windows(Encoder):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.reshape(-1, 66, 16)).reshape(x.shape)
+
+    gm = int8(Windows())
+    assert "attention" in kinds(gm)
+    assert "of parts of an image" in str(fxq.report(gm).to_dict())
+
+
 @pytest.mark.parametrize("target", ["reference", "native"])
 def test_a_boolean_mask_of_each_image(target: str) -> None:
     if target == "native" and unavailable_reason() is not None:
         pytest.skip("the engine is not built")
-    gm = dissolve(int8(Encoder(_of_each), target=target))
-    assert "QAttention" in kinds(gm)
+
+    class Padded(Encoder):
+        def forward(self, x: Tensor) -> Tensor:
+            shown = (x[..., 0] > 0).view(-1, 1, 1, 33)
+            q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+            y: Tensor = self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=shown).transpose(1, 2).flatten(2))
+            return y
+
+    gm = int8(Padded(), target=target)
+    assert "QAttention" in kinds(dissolve(gm))
+    assert target == "reference" or [n for n in kinds(gm) if n in ("attention", "QAttention")] == []
     with torch.no_grad():
-        assert torch.allclose(gm(X), Encoder(_of_each).eval()(X), atol=0.05)
+        assert torch.allclose(gm(X), Padded().eval()(X), atol=0.05)
 
 
 @pytest.mark.parametrize("recipe", [
@@ -152,6 +172,12 @@ def test_the_recipe_keeps_it_in_float(recipe: fxq.Recipe) -> None:
     gm = int8(Encoder(), recipe)
     assert "attention" in kinds(gm)
     assert "the recipe" in str(fxq.report(gm).to_dict()) or "override" in str(fxq.report(gm).to_dict())
+
+
+@pytest.mark.skipif(not onednn_available(), reason="no oneDNN int8 kernels")
+def test_a_target_without_a_kernel_keeps_it_in_float_unless_told() -> None:
+    assert "attention" in kinds(int8(Encoder(), target="onednn"))
+    assert "QAttention" in kinds(int8(Encoder(), fxq.Recipe(attention_in_float=False), target="onednn"))
 
 
 def test_operands_that_others_read_as_codes_leave_it_in_float() -> None:

@@ -16,7 +16,7 @@ from fxq.pipelines import float_pipeline
 from fxq.quant.recipe import Recipe
 from fxq.tracing import normalise_inputs, trace
 
-X = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
+X = torch.randn(2, 33, 16, generator=torch.Generator().manual_seed(0))
 Cut = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 

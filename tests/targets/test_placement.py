@@ -21,8 +21,8 @@ GOLDEN = {
     "dense": "Quantize QConv2d QConv2d cat QConv2d cat QBatchNorm QConv2d",
     "shuffle": "Quantize QConv2d reshape transpose contiguous reshape QConv2d",
     "transformer": (
-        "layer_norm Quantize QLinear reshape permute unbind getitem getitem getitem QAttention transpose reshape "
-        "QLinear add layer_norm Quantize QLinear QLinear add layer_norm mean Quantize QLinear"
+        "layer_norm Quantize QLinear reshape permute unbind getitem getitem getitem attention transpose reshape "
+        "Quantize QLinear add layer_norm Quantize QLinear QLinear add layer_norm mean Quantize QLinear"
     ),
     "heads": "Quantize QConv2d Dequantize QConv2d QConv2d softmax",
     "words": "embedding add Quantize QLinear QMean QLinear",

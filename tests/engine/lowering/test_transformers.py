@@ -21,7 +21,7 @@ def test_a_vision_transformer_is_one_plan() -> None:
     gm = int8(VisionTransformer(depth=2), images(2))
     plan = check(gm, images(3), exact=False)
     codes = [o.code for o in plan.operations]
-    assert codes.count(Code.ATTENTION_U8) == 2
+    assert codes.count(Code.ATTENTION) == 2
     assert codes.count(Code.CONV) == sum(isinstance(m, QLayer) for m in gm.modules())
     assert codes.count(Code.QUANTISE) == 1  # of the class token alone, which one norm of all tokens gives
     assert Code.DEQUANTISE not in codes
@@ -46,6 +46,16 @@ def test_masks() -> None:
     x, mask = torch.randn(3, 6, 16), torch.zeros(3, 1, 1, 6)
     mask[:, :, :, 4:] = -10.0
     check(int8(Masked(), x, mask), x, mask, exact=False)
+
+
+def test_attention_of_codes() -> None:
+    x, mask = torch.randn(3, 40, 16), torch.zeros(3, 1, 1, 40)
+    mask[:, :, :, 33:] = -10.0
+    plan = check(int8(Masked(), x, mask), x, mask, exact=False)
+    found = [o.code for o in plan.operations]
+    assert found.count(Code.ATTENTION_U8) == 2
+    assert Code.ATTENTION not in found
+    assert Code.QUANTISE not in found  # projections give codes, and take what attention gives
 
 
 def test_a_sum_is_the_residual_of_the_layer_in_front() -> None:
