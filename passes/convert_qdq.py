@@ -32,7 +32,7 @@ class ConvertQDQ(Pass):
     Activations: ``q = clamp(round(x / scale) + zero_point, 0, 255)``, scale and zero point from the observed range
     widened to contain 0. Weights: ``q = clamp(round(w / s), -127, 127)``, ``s = max|w| / 127`` for each output channel.
     (Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference.)
-    Attention of observed queries, keys and values: its exponentials become ``round(255 exp(s - max s)) / 255``.
+    Attention of observed queries, keys and values: its exponentials become ``round(65535 exp(s - max s)) / 65535``.
     """
 
     name: ClassVar[str] = "convert_qdq"
