@@ -42,6 +42,7 @@ KERNELS = {
     "resize": VECTOR,
     "norms": VECTOR,
     "attention": VECTOR,
+    "attention_codes": ("portable", "avx2", "avxvnni", "avx512vnni"),
 }
 FLAGS = ("-std=c++17", "-O3", "-g0", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread",
          "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized")  # fmt: skip

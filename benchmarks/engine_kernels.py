@@ -81,6 +81,7 @@ def rows() -> list[Row]:
         Row("rms_norm", Code.RMS_NORM, [tokens], tokens, floats={0: 1e-6}, constants=[ones], types=(real, codes)),
         Row("softmax", Code.SOFTMAX, [(1, 2364, 197)], (1, 2364, 197), types=(real, real)),
         Row("attention", Code.ATTENTION, [tokens] * 3, tokens, ints={0: 12}, floats={0: 0.125}, types=(real, codes)),
+        Row("attention_codes", Code.ATTENTION_U8, [tokens] * 3, tokens, ints={0: 12}, floats={0: 5e-5}),
     ]
 
 

@@ -35,9 +35,11 @@ from fxq.passes.round_adaptively import RoundAdaptively
 from fxq.passes.settle_ranks import SettleRanks
 from fxq.passes.smooth_quant import SmoothQuant
 from fxq.passes.split_inputs import SplitInputs
+from fxq.passes.split_projections import SplitProjections
 from fxq.quant.overrides import Override
 from fxq.quant.recipe import Recipe
 from fxq.targets import resolve_target
+from fxq.targets.attention import with_attention
 from fxq.targets.half_support import HALF_TYPES
 from fxq.targets.resolve import module_backend
 from fxq.targets.saturation import guarded, why_reduced
@@ -70,10 +72,11 @@ def float_pipeline(verify: bool = True) -> PassManager:
 
 def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bool = True) -> PassManager:
     """The float pipeline, then observe, calibrate, correct as the recipe says, convert and lower."""
-    recipe = guarded(recipe or Recipe("int8"), module_backend(target))
+    recipe = with_attention(guarded(recipe or Recipe("int8"), module_backend(target)), resolve_target(target))
     manager = float_pipeline(verify)
+    split = [] if recipe.attention_in_float or recipe.name != "int8" else [SplitProjections(recipe)]
     observed = (*_corrections_of_ranges(recipe), InsertObservers(recipe), Calibrate())
-    for p in (*observed, *_corrections_of_layers(recipe), ConvertQDQ(recipe), *_lowering(recipe, target)):
+    for p in (*split, *observed, *_corrections_of_layers(recipe), ConvertQDQ(recipe), *_lowering(recipe, target)):
         manager = manager.append(p)
     return manager
 

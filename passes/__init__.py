@@ -48,3 +48,4 @@ from fxq.passes.share_weights import ShareWeights as ShareWeights
 from fxq.passes.smooth_quant import SmoothQuant as SmoothQuant
 from fxq.passes.sparsify import Sparsify as Sparsify
 from fxq.passes.split_inputs import SplitInputs as SplitInputs
+from fxq.passes.split_projections import SplitProjections as SplitProjections

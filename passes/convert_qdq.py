@@ -14,6 +14,7 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import output_rows, quantize_layer
 from fxq.passes._explicit import make_explicit
+from fxq.passes._int8_attention import round_attentions
 from fxq.passes._originals import forget_originals
 from fxq.quant.observers import Observer
 from fxq.quant.recipe import Recipe
@@ -31,6 +32,7 @@ class ConvertQDQ(Pass):
     Activations: ``q = clamp(round(x / scale) + zero_point, 0, 255)``, scale and zero point from the observed range
     widened to contain 0. Weights: ``q = clamp(round(w / s), -127, 127)``, ``s = max|w| / 127`` for each output channel.
     (Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference.)
+    Attention of observed queries, keys and values: its exponentials become ``round(65535 exp(s - max s)) / 65535``.
     """
 
     name: ClassVar[str] = "convert_qdq"
@@ -41,6 +43,7 @@ class ConvertQDQ(Pass):
     recipe: Recipe = field(default_factory=Recipe)
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
+        round_attentions(rw, self.recipe)
         calls = list(rw.calls())
         if self.recipe.reduce_range:
             context.note("weights of 7 bits, in [-63, 63]: two of their products with u8 fit into 16 bits, which CPUs "

@@ -19,6 +19,7 @@ from fxq.manager.context import PassContext
 from fxq.nn.fake_quantisers import FakeQuantise, LearnedFakeQuantise
 from fxq.nn.trainable import TrainableLayer, TrainableNorm
 from fxq.nn.weight_fake_quantisers import LearnedWeightFakeQuantise, WeightFakeQuantise
+from fxq.passes._int8_attention import round_attentions
 from fxq.passes._layers import epilogue_of
 from fxq.passes._observed import is_observed
 from fxq.quant.observers import Observer
@@ -42,7 +43,8 @@ class InsertFakeQuantisers(Pass):
 
     A range that the observers have seen is where the fake quantisers start. Values that shared an observer share a
     fake quantiser; it is told which of them it sees: ``FakeQuantise[observers.x](%y, 1)``. Layers that int8 will not
-    compute get no quantiser; batch norms that stand alone become ones that can be frozen.
+    compute get no quantiser; batch norms that stand alone become ones that can be frozen, and attention that int8 will
+    compute rounds its exponentials.
 
     Args:
         recipe: as :class:`fxq.passes.InsertObservers` was given it.
@@ -63,6 +65,7 @@ class InsertFakeQuantisers(Pass):
             raise InputError(f"unknown scales {self.scales!r}", fix=nearest(str(self.scales), SCALES))
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
+        round_attentions(rw, self.recipe)
         made: dict[nn.Module, nn.Module] = {}  # a layer that is called twice trains its weights once
         choices = self.recipe.choices(rw.gm)
         for call in rw.calls():

@@ -64,16 +64,20 @@ class InsertObservers(Pass):
 
     def _kept_in_float(self, rw: Rewriter) -> dict[fx.Node, str]:
         choices = self.recipe.choices(rw.gm)
-        reasons = {node: choices.why_float(node) or self._why_mixed(node, rw) for node in rw.nodes()}
+        reasons = {node: choices.why_float(node) or self._why_kept(node, rw) for node in rw.nodes()}
         if self.recipe.gates_in_float:
             reasons |= dict.fromkeys(gate_nodes(rw.gm), "the recipe keeps gates in float")
         return {node: reason for node, reason in reasons.items() if reason is not None}
 
-    def _why_mixed(self, node: fx.Node, rw: Rewriter) -> str | None:
+    def _why_kept(self, node: fx.Node, rw: Rewriter) -> str | None:
         """With the recipe "mixed" only layers with weights compute in int8; codes may be moved between them."""
-        if self.recipe.name != "mixed" or not node.op.startswith("call_"):
+        if not node.op.startswith("call_"):
             return None
         call = rw.identify(node)
+        if call.kind == "attention" and self.recipe.attention_in_float:
+            return "the recipe keeps attention in float"
+        if self.recipe.name != "mixed":
+            return None
         return None if is_weighted(call) or call.kind in MOVES else "the recipe carries it in half precision"
 
     def _insert(self, plan: Placement, rw: Rewriter) -> None:

@@ -13,7 +13,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.nn import QDQ_LAYERS, Dequantize, QLookup, Quantize, dequantize, quantize
+from fxq.nn import QDQ_LAYERS, Dequantize, QDQAttention, QLookup, Quantize, dequantize, quantize
 from fxq.nn.activations import activation_of
 from fxq.quant.qparams import QParams
 from fxq.quant.recipe import Recipe
@@ -22,6 +22,9 @@ from fxq.targets.int8_moves import SPLITS, computed_settings, move_module, moves
 from fxq.targets.pixels import store_pixels
 from fxq.targets.resolve import module_backend
 from fxq.targets.suitability import reads_shape_only, reads_size_only, why_float
+
+#: What stands in a QDQ graph for modules on codes.
+_QDQ = (*QDQ_LAYERS.values(), QDQAttention)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class LowerInt8(Pass):
     ``y = clamp(round(acc * s_x * s_w[c] / s_y + b[c] / s_y) + z_y)``.
 
     Operations that only move values move codes, and the dequantise behind them; a quantise that meets a dequantise
-    with the same parameters cancels. A convolution or linear layer whose result is used in float alone gives float.
+    with the same parameters cancels. A layer or attention whose result is used in float alone gives float.
     The quantise and dequantise nodes that are left become modules, so that the state dict holds every scale.
 
     Args:
@@ -126,14 +129,15 @@ def _keep_as_module(node: fx.Node, rw: Rewriter) -> None:
 
 
 def _lower(call: OpCall, rw: Rewriter, backend: str) -> None:
-    inputs = [i for i in call.inputs if isinstance(i, fx.Node)]
+    quantised = call.node.args[:3] if isinstance(call.module, QDQAttention) else call.inputs  # all but a mask
+    inputs = [i for i in quantised if isinstance(i, fx.Node)]
     if not inputs or not all(map(_is_dequantised, inputs)):
         if call.kind == "getitem":
             return
-        if type(call.module) in QDQ_LAYERS.values():
+        if type(call.module) in _QDQ:
             rw.refuse("int8", call.node, "not every input is quantised")
         return
-    reason = None if type(call.module) in QDQ_LAYERS.values() else why_float(call)
+    reason = None if type(call.module) in _QDQ else why_float(call)
     if reason is not None:
         rw.refuse("int8", call.node, reason)
         return
@@ -192,9 +196,9 @@ def _compute(call: OpCall, inputs: list[fx.Node], parameters: list[QParams], rw:
     with rw.rule("int8", *matched):
         end = quantised[0] if quantised else tail
         codes = tuple(i.all_input_nodes[0] for i in inputs)
-        if type(call.module) in QDQ_LAYERS.values():
+        if type(call.module) in _QDQ:
             rw.give_own_module(call.node, module)
-            rw.update(call.node, args=codes, kwargs={})
+            rw.update(call.node, args=(*codes, *call.node.args[len(codes) :]), kwargs={})
             if quantised:
                 rw.replace(end, call.node)
             return

@@ -65,7 +65,7 @@ FAMILIES: Final[dict[str, Look]] = {
     "observer": Look("#fdfde0", "#a3a033", "observer"),
     "quantise": Look(f"{_FLOAT}:{_INT8}", INT8_EDGE, "quantise or dequantise", _DOUBLE),
     "dequantise": Look(f"{_INT8}:{_FLOAT}", INT8_EDGE, "quantise or dequantise", _DOUBLE),
-    "qdq": Look("#f7f4fe", INT8_EDGE, "quantised weights, float arithmetic", _HOLLOW),
+    "qdq": Look("#f7f4fe", INT8_EDGE, "quantised, in float arithmetic", _HOLLOW),
     "int8": Look(_INT8, INT8_EDGE, "int8"),
     "scalar": Look("#f6f7f9", "#c3cad4", "size or constant", _HOLLOW),
 }
@@ -85,7 +85,7 @@ MARKS: Final[dict[str, Mark]] = {
 #: As functions in QDQ graphs, as modules in INT8 graphs.
 _BORDER_KINDS: Final = {fnn.quantize.__name__: "quantise", fnn.dequantize.__name__: "dequantise",
                         fnn.Quantize.__name__: "quantise", fnn.Dequantize.__name__: "dequantise"}  # fmt: skip
-_QDQ: Final = frozenset(c.__name__ for c in fnn.QDQ_LAYERS.values())
+_QDQ: Final = frozenset(c.__name__ for c in (*fnn.QDQ_LAYERS.values(), fnn.QDQAttention))
 _WEIGHT_ONLY: Final = frozenset(c.__name__ for c in (Weight8Linear, Weight4Linear))
 #: Float values come in and go out; between them it is int8.
 _INT8_INSIDE: Final = frozenset(c.__name__ for c in (Segment, DynamicLinear, DynamicCell, DynamicRecurrent))

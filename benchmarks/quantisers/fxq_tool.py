@@ -13,7 +13,7 @@ from benchmarks.networks import TrainedNetwork
 from benchmarks.quantisers.tool import Coverage, Quantised, Tool
 from fxq.engine.segment import Segment
 from fxq.ir.identify import identify
-from fxq.nn import Dequantize, Quantize
+from fxq.nn import Dequantize, QAttention, Quantize
 from fxq.nn.qlayer import QLayer
 from fxq.nn.qoperation import QOperation
 
@@ -37,6 +37,8 @@ def coverage(gm: fx.GraphModule) -> Coverage:
             int8, float32, others = int8 + inside.layers, float32 + inside.of - inside.layers, others + inside.others
         elif isinstance(call.module, QLayer) or type(call.module).__name__.startswith("Dynamic"):
             int8 += 1
+        elif isinstance(call.module, QAttention):
+            int8 += 2
         elif isinstance(call.module, QOperation):
             others += not isinstance(call.module, Quantize | Dequantize)
         elif isinstance(call.module, _ConvNd | nn.Linear | nn.RNNBase) or call.kind in _PRODUCTS:

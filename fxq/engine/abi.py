@@ -50,6 +50,7 @@ class Code(IntEnum):
     ATTENTION = 16
     ADD_F32 = 17
     UNARY_F32 = 18
+    ATTENTION_U8 = 19
     RMS_NORM = 20
 
 

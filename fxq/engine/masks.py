@@ -9,6 +9,7 @@ from torch import fx
 
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import TENSOR_KEY, TensorSpec, keep_record, tensor_spec
+from fxq.nn import QAttention
 
 
 def add_masks(rw: Rewriter) -> None:
@@ -20,13 +21,16 @@ def add_masks(rw: Rewriter) -> None:
     """
     made: dict[fx.Node, fx.Node] = {}
     for call in rw.calls():
-        shown = call.nodes[3] if call.kind == "attention" and len(call.nodes) == 4 else None
-        if shown is None or shown.op == "get_attr":
+        given = call.inputs if call.kind == "attention" else ()
+        if isinstance(call.module, QAttention):
+            given = call.node.args
+        shown = given[3] if len(given) > 3 else None
+        if not isinstance(shown, fx.Node) or shown.op == "get_attr":
             continue
-        spec, query = tensor_spec(shown), tensor_spec(call.nodes[0])
+        spec, query = tensor_spec(shown), tensor_spec(given[0])
         if spec is None or query is None or spec.dtype != torch.bool or len(spec.shape) != 4:
             continue
-        if query.dtype != torch.float32 or spec.shape[0] != query.shape[0]:
+        if query.dtype not in (torch.float32, torch.uint8) or spec.shape[0] != query.shape[0]:
             continue
         with rw.rule("added_mask", call.node, shown):
             shut = _shut(rw, shown)

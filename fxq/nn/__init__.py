@@ -16,6 +16,7 @@ from fxq.nn.fused import (
 )
 from fxq.nn.kernels import BACKENDS, onednn_available, onednn_unavailable_reason
 from fxq.nn.named_results import named_result
+from fxq.nn.qattention import QAttention, QDQAttention
 from fxq.nn.qavgpool import QAdaptiveAvgPool, QAvgPool, QMean
 from fxq.nn.qbatchnorm import QBatchNorm
 from fxq.nn.qborder import Dequantize, Quantize
@@ -55,6 +56,7 @@ __all__ = [
     "FusedLinear",
     "QAdaptiveAvgPool",
     "QAdd",
+    "QAttention",
     "QAvgPool",
     "QBatchNorm",
     "QCat",
@@ -64,6 +66,7 @@ __all__ = [
     "QConvTranspose1d",
     "QConvTranspose2d",
     "QConvTranspose3d",
+    "QDQAttention",
     "QDQConv1d",
     "QDQConv2d",
     "QDQConv3d",

@@ -20,6 +20,7 @@ from fxq.nn.dropping_attention import DroppingAttention
 from fxq.nn.epilogue import Epilogue
 from fxq.nn.fake_quantisers import FakeQuantise
 from fxq.nn.fused import FUSED_LAYERS
+from fxq.nn.qattention import QDQAttention
 from fxq.nn.stochastic_depth import StochasticDepth
 from fxq.nn.trainable import TrainableLayer
 
@@ -123,11 +124,14 @@ def _producer(source: fx.Node, rw: Rewriter) -> int:
 
 def _as_attention(one: Dropped, node: fx.Node, places: _Places, rw: Rewriter) -> bool:
     """Let attention drop weights itself."""
-    if not isinstance(one.module, DroppingAttention):
+    dropping, rounding = one.module, rw.module_of(node)
+    if not isinstance(dropping, DroppingAttention):
         return False
+    if isinstance(rounding, QDQAttention):
+        dropping = QDQAttention(rounding.is_causal, rounding.scale, dropping.p).eval()
     with rw.rule("dropping_attention", node):
         path = rw.free_path(one.path)
-        rw.add_module(path, one.module)
+        rw.add_module(path, dropping)
         rw.update(node, op="call_module", target=path, args=node.args, kwargs={})
     return True
 

@@ -22,7 +22,8 @@ from fxq.qat.dropout import put_back, take_out
 from fxq.qat.switches import is_prepared
 from fxq.quant.calibration import Calibration
 from fxq.quant.recipe import Recipe, resolve_recipe
-from fxq.targets.resolve import module_backend
+from fxq.targets.attention import with_attention
+from fxq.targets.resolve import module_backend, resolve_target
 from fxq.targets.saturation import guarded
 from fxq.tracing import ModelInputs, normalise_inputs, trace
 
@@ -81,7 +82,7 @@ def prepare_qat(
         InputError: an argument, the model or its inputs are not usable; the recipe is no int8 recipe.
         CalibrationError, TargetError, TraceError, PassError: as for :func:`fxq.compile`.
     """
-    chosen = guarded(_checked_recipe(recipe), module_backend(target))
+    chosen = with_attention(guarded(_checked_recipe(recipe), module_backend(target)), resolve_target(target))
     if scales not in SCALES:
         raise InputError(f"unknown scales {scales!r}", where="prepare_qat", fix=nearest(str(scales), SCALES))
     twin = _private(model)

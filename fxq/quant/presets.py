@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+_FLOAT: Final = {"gates_in_float": True, "attention_in_float": True}
+
 #: What each preset gives ``fxq.Recipe``. All of them are static int8.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     # calibrates in the time of the float model alone: one smallest and one largest value a tensor
@@ -12,8 +14,16 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     # the default: ranges with the least squared error, a third of a decibel to one and a half above the whole range
     "int8": {},
     # ranges of channels even out between layers, biases aim at the float network layer by layer, the input of the
-    # network has half the step, gates stay in float
-    "int8_accurate": {"corrections": ("bias_accurate", "equalise", "split_inputs"), "gates_in_float": True},
+    # network has half the step, gates and attention stay in float
+    "int8_accurate": {
+        "corrections": ("bias_accurate", "equalise", "split_inputs"),
+        "gates_in_float": True,
+        "attention_in_float": True,
+    },
     # the same with weights rounded for the outputs of their layers: nearest to float, and the longest to compile
-    "int8_rounded": {"corrections": ("adaround", "equalise", "split_inputs"), "gates_in_float": True},
+    "int8_rounded": {
+        "corrections": ("adaround", "equalise", "split_inputs"),
+        "gates_in_float": True,
+        "attention_in_float": True,
+    },
 }

@@ -39,6 +39,9 @@ _OPERATIONS: Final[dict[type[nn.Module], dict[str, Any]]] = {
     fnn.QAdaptiveAvgPool: {"ndim": int, **_IN_OUT, "output_size": tuple[int | None, ...], "backend": str},
     fnn.QMean: {**_IN_OUT, "dims": _Ints | None, "keepdim": bool, "backend": str},
     fnn.QLookup: {**_IN_OUT, "function": str, "params": tuple[float | str, ...], "backend": str},
+    fnn.QAttention: {"query": QParams, "key": QParams, "value": QParams, "output": QParams | None, "is_causal": bool,
+                     "scale": float | None, "backend": str},
+    fnn.QDQAttention: {"is_causal": bool, "scale": float | None, "p": float},
     fnn.Quantize: {"output": QParams, "pixels": bool},
     fnn.Dequantize: {"input": QParams, "dtype": torch.dtype},
 }  # fmt: skip

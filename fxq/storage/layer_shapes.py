@@ -19,7 +19,7 @@ from fxq.nn.geometry import ConvGeometry
 from fxq.nn.trainable import TrainableLayer
 from fxq.nn.weight_only import Weight4Linear, Weight8Linear
 from fxq.quant.observers import Observer
-from fxq.storage.shape_rules import broadcast, concatenated, like, mean_shape, need, padded, spatial, windows
+from fxq.storage.shape_rules import attended, broadcast, concatenated, like, mean_shape, need, padded, spatial, windows
 
 LayerRule = Callable[[Any, Sequence[Any]], Any]
 _BATCH_NORM_RANKS: Final = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
@@ -118,6 +118,14 @@ def _binary(layer: Any, given: Sequence[Any]) -> Tensor:
     return like(a, broadcast(a.shape, b.shape))
 
 
+def _attention(layer: Any, given: Sequence[Any]) -> Tensor:
+    q, k, v, *mask = given
+    need(all(isinstance(t, Tensor) and t.dim() >= 2 for t in (q, k, v)), "attention takes three tensors by heads")
+    if isinstance(layer, fnn.QDQAttention):
+        return like(q, attended(q, k, v, *mask))
+    return like(q, attended(_codes(q), _codes(k), _codes(v), *mask), torch.float32 if layer.output is None else None)
+
+
 def _joined(layer: Any, given: Sequence[Any]) -> Tensor:
     codes = given[0] if isinstance(given[0], list | tuple) else given
     need(len(codes) == len(layer.inputs), f"{len(codes)} tensors enter a concatenation of {len(layer.inputs)}")
@@ -198,7 +206,7 @@ def layer_rules() -> dict[type[nn.Module], LayerRule]:
         **dict.fromkeys((fnn.QAdd, fnn.QMul), _binary), fnn.QCat: _joined,
         **dict.fromkeys((fnn.QMaxPool, fnn.QAvgPool), _pooled), fnn.QAdaptiveAvgPool: _adaptive,
         fnn.QMean: lambda m, given: like(_codes(given[0]), mean_shape(given[0].shape, m.dims, m.keepdim)),
-        fnn.QPad: _padded,
+        fnn.QPad: _padded, **dict.fromkeys((fnn.QAttention, fnn.QDQAttention), _attention),
         fnn.QLookup: lambda m, given: like(_codes(given[0]), given[0].shape),
         fnn.Quantize: _unchanged(torch.uint8), nn.Identity: _unchanged(),
         fnn.Dequantize: lambda m, given: like(_codes(given[0]), given[0].shape, m.dtype),

@@ -103,17 +103,22 @@ def _matmul(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Tensor | None:
     return like(a, (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
 
 
+def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Shape:
+    """Return the shape that attention gives."""
+    need(q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2],
+         f"queries {list(q.shape)}, keys {list(k.shape)} and values {list(v.shape)} do not fit")  # fmt: skip
+    batch = broadcast(broadcast(q.shape[:-2], k.shape[:-2]), v.shape[:-2])
+    if mask is not None:
+        scores = (*batch, q.shape[-2], k.shape[-2])
+        need(broadcast(mask.shape, scores) == scores, f"the mask {list(mask.shape)} does not fit {list(scores)}")
+    return (*batch, q.shape[-2], v.shape[-1])
+
+
 def _attention(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Tensor | None:
     q, k, v, *mask = inputs
     if attrs["enable_gqa"] or not all(isinstance(t, Tensor) and t.dim() >= 2 for t in (k, v, *mask, q)):
         return None
-    need(q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2],
-         f"queries {list(q.shape)}, keys {list(k.shape)} and values {list(v.shape)} do not fit")  # fmt: skip
-    batch = broadcast(broadcast(q.shape[:-2], k.shape[:-2]), v.shape[:-2])
-    if mask:
-        scores = (*batch, q.shape[-2], k.shape[-2])
-        need(broadcast(mask[0].shape, scores) == scores, f"the mask {list(mask[0].shape)} does not fit {list(scores)}")
-    return like(q, (*batch, q.shape[-2], v.shape[-1]))
+    return like(q, attended(q, k, v, *mask))
 
 
 def _pool(ndim: int) -> Rule:

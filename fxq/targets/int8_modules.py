@@ -35,10 +35,13 @@ def int8_module(
 
     Args:
         inputs: the parameters of each tensor input, in the call's order.
-        output: the parameters of the result; None for a float32 result, which only layers with weights can give.
+        output: the parameters of the result; None for a float32 result, which layers with weights give, and attention.
         activation: applied by the same module, where the operation is one of ``HEADS``.
     """
     module = call.module
+    if isinstance(module, fnn.QDQAttention):
+        query, key, value = inputs
+        return fnn.QAttention(query, key, value, output, module.is_causal, module.scale, backend)
     if module is not None and type(module) in _LAYERS:
         residual = inputs[1] if len(inputs) > 1 else None
         layer: nn.Module = _LAYERS[type(module)].from_qdq(module, inputs[0], output, residual, backend)

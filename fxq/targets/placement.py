@@ -16,7 +16,7 @@ from fxq.targets.int8_modules import HEADS
 from fxq.targets.int8_moves import SPLITS
 from fxq.targets.overwritten import overwritten
 from fxq.targets.residuals import float_residuals
-from fxq.targets.suitability import is_weighted, picks_from_tuple, reads_shape_only, why_float
+from fxq.targets.suitability import is_weighted, picks_from_tuple, quantised_inputs, reads_shape_only, why_float
 
 
 @dataclass
@@ -93,6 +93,8 @@ def _drop_islands(plan: Placement, calls: dict[fx.Node, OpCall]) -> None:
 
 
 def _island_reason(node: fx.Node, call: OpCall, int8: set[fx.Node]) -> str | None:
+    if call.kind == "attention":
+        return None if int8.issuperset(quantised_inputs(call)) else "its queries, keys or values are float"
     users = [u for u in node.users if not reads_shape_only(u)]
     if not any(u in int8 for u in users):
         return "its result is used in float"
@@ -104,7 +106,7 @@ def _island_reason(node: fx.Node, call: OpCall, int8: set[fx.Node]) -> str | Non
 def _find_observed(plan: Placement, calls: dict[fx.Node, OpCall]) -> None:
     """A value is observed where an int8 operation reads it; what int8 produced, every user reads quantised."""
     for node in _values(calls):
-        readers = [u for u in node.users if u in plan.int8]
+        readers = [u for u in node.users if u in plan.int8 and node in quantised_inputs(calls[u])]
         if _goes_into_activation(node, calls, plan.int8):
             continue
         if not readers or not isinstance(node.meta.get("fxq_tensor"), TensorSpec):

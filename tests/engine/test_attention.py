@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,55 +12,14 @@ from torch import Tensor
 
 from fxq.engine.abi import Code, Type
 from fxq.errors import TargetError
-from tests.engine.arithmetic import Result, exponential, fma, single, to_real
+from tests.engine.arithmetic import Result, exponential, fma
+from tests.engine.attentions import CASES, Case
 from tests.engine.frames import Layout, layout, run_all
-from tests.engine.programs import ISAS, Builder, codes
+from tests.engine.programs import ISAS, Builder
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not built")
 
 RESULT = Result(scale=0.011)
-ZEROS, SCALES = (120, 131, 90), (0.02, 0.021, 0.013)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Sizes of an attention; `codes`: which of q, k, v are u8; mask: (heads, queries) of an additive mask."""
-
-    heads: int = 2
-    queries: int = 5
-    keys: int = 7
-    depth: int = 16
-    width: int = 16
-    causal: bool = False
-    codes: tuple[bool, bool, bool] = (False, False, False)
-    mask: tuple[int, int] | None = None
-    images: int = 2
-
-    @property
-    def scale(self) -> float:
-        """Of the scores."""
-        return single(self.depth**-0.5)
-
-    def split(self, x: Tensor) -> Tensor:
-        """Tokens to heads: (images, 1, tokens, channels) -> (images, heads, tokens, depth)."""
-        return x[:, 0].reshape(x.shape[0], x.shape[2], self.heads, -1).transpose(1, 2)
-
-
-CASES = {
-    "plain": Case(),
-    "one token": Case(queries=1, keys=1, heads=3, depth=8, width=8),
-    "odd sizes": Case(queries=19, keys=13, heads=3, depth=11, width=21),
-    "several blocks": Case(queries=101, keys=53, depth=64, width=64, images=1),
-    "wide heads": Case(queries=3, keys=4, heads=1, depth=80, width=70),
-    "causal": Case(queries=37, keys=37, causal=True),
-    "causal, fewer keys": Case(queries=20, keys=9, causal=True),
-    "causal, more keys": Case(queries=9, keys=20, causal=True),
-    "codes": Case(codes=(True, True, True), queries=18, keys=20, depth=24, width=24),
-    "some codes": Case(codes=(False, True, False), depth=12, width=19),
-    "mask of heads and queries": Case(mask=(2, 21), queries=21),
-    "mask of keys": Case(mask=(1, 1), queries=21),
-    "mask, causal": Case(mask=(1, 21), queries=21, causal=True),
-}
 
 
 def _definition(case: Case, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -69,49 +27,32 @@ def _definition(case: Case, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     scores = torch.zeros(*q.shape[:3], k.shape[2])
     for d in range(case.depth):
         scores = fma(q[..., d].unsqueeze(-1), k[..., d].unsqueeze(-2), scores)
-    if mask is not None:
-        scores = scores + mask
-    if case.causal:
-        scores = scores + torch.full(scores.shape[-2:], -torch.inf).triu(1)
+    scores = case.masked(scores, mask)
     powers = exponential(scores - scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min))
     total, mixed = torch.zeros(*q.shape[:3]), torch.zeros(*q.shape[:3], case.width)
     for key in range(case.keys):
         total = total + powers[..., key]
         mixed = fma(powers[..., key].unsqueeze(-1), v[..., key, :].unsqueeze(-2), mixed)
     mixed = mixed * torch.where(total > 0, 1 / total, torch.zeros_like(total)).unsqueeze(-1)
-    return mixed.transpose(1, 2).flatten(2).unsqueeze(1).contiguous()
+    return case.joined(mixed)
 
 
 def _operands(case: Case) -> list[Tensor]:
-    shapes = ((case.queries, case.depth), (case.keys, case.depth), (case.keys, case.width))
-    return [
-        (codes if u8 else torch.randn)(case.images, 1, tokens, case.heads * size)
-        for u8, (tokens, size) in zip(case.codes, shapes, strict=True)
-    ]
-
-
-def _mask(case: Case, images: int) -> Tensor | None:
-    if case.mask is None:
-        return None
-    mask = torch.randn(images, *case.mask, case.keys)
-    return mask.masked_fill(torch.rand(mask.shape) < 0.3, -torch.inf)
+    return [torch.randn(shape) for shape in case.shapes]
 
 
 def _check(case: Case, type_: Type, places: Sequence[Layout], constant_mask: bool = False) -> None:
     made = _operands(case)
-    mask = _mask(case, 1 if constant_mask else case.images)
-    real = [to_real(x, z, s) if u8 else x for x, z, s, u8 in zip(made, ZEROS, SCALES, case.codes, strict=True)]
-    q, k, v = (case.split(x) for x in real)
+    mask = case.made_mask(1 if constant_mask else case.images)
+    q, k, v = (case.split(x) for x in made)
     wanted = _definition(case, q, k, v, mask)
     _compare(case, wanted, q, k, v, mask)
 
     def build(builder: Builder, numbers: Sequence[int], out: int) -> None:
         held = [] if mask is None or not constant_mask else [builder.constant(mask)]
         builder.operation(
-            Code.ATTENTION, numbers, out, constants=held,
-            ints={0: case.heads, 1: case.causal, 2: ZEROS[0], 3: ZEROS[1], 4: ZEROS[2]} | RESULT.ints
-            | ({5: case.mask[0], 6: case.mask[1]} if case.mask else {}),
-            floats={0: case.scale, 3: SCALES[0], 4: SCALES[1], 5: SCALES[2]} | RESULT.floats,
+            Code.ATTENTION, numbers, out, constants=held, ints=case.ints | RESULT.ints,
+            floats={0: case.scale} | RESULT.floats,
         )  # fmt: skip
 
     inputs = made if mask is None or constant_mask else [*made, mask]
@@ -119,12 +60,9 @@ def _check(case: Case, type_: Type, places: Sequence[Layout], constant_mask: boo
 
 
 def _compare(case: Case, wanted: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    whole = torch.zeros(case.images, case.heads, case.queries, case.keys)
-    whole = whole if mask is None else whole + mask
-    if case.causal:
-        whole = whole + torch.full((case.queries, case.keys), -torch.inf).triu(1)
+    whole = case.masked(torch.zeros(case.images, case.heads, case.queries, case.keys), mask)
     real = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), whole.double(), scale=case.scale)
-    assert torch.allclose(wanted, real.nan_to_num(0.0).transpose(1, 2).flatten(2).unsqueeze(1).float(), atol=3e-6)
+    assert torch.allclose(wanted, case.joined(real.nan_to_num(0.0).float()), atol=3e-6)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -46,6 +46,7 @@ OPERATIONS = {
     Code.RMS_NORM: ([TOKENS], TOKENS, {12: 255}, [torch.ones(24)]),
     Code.SOFTMAX: ([TOKENS], TOKENS, {}, []),
     Code.ATTENTION: ([TOKENS] * 3, TOKENS, {0: 2, 1: 1, 5: 2, 6: 1, 12: 255}, [torch.zeros(2, 1, 21)]),
+    Code.ATTENTION_U8: ([TOKENS] * 3, TOKENS, {0: 2, 1: 1, 5: 2, 6: 1, 12: 255}, [torch.zeros(2, 1, 21)]),
 }
 _REAL_INPUT = {
     Code.QUANTISE,

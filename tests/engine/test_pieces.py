@@ -77,6 +77,9 @@ CASES = {
     "rms norm": Case(Code.RMS_NORM, [(TOKENS, R)], (TOKENS, U), constants=[torch.ones(96)]),
     "softmax": Case(Code.SOFTMAX, [(TOKENS, R)], (TOKENS, R)),
     "attention": Case(Code.ATTENTION, [(TOKENS, R)] * 3, (TOKENS, R), ints={0: 4}, floats={0: 0.2}),
+    "attention of codes": Case(
+        Code.ATTENTION_U8, [(TOKENS, U)] * 3, (TOKENS, U), ints={0: 4, 2: 119, 3: 130, 4: 7}, floats={0: 1e-4}
+    ),
 }
 
 

@@ -27,7 +27,7 @@ def test_each_tensor_has_a_row_and_sizes_have_none() -> None:
 def test_reasons_of_both_passes() -> None:
     block = BLOCKS["transformer"]
     found = rows(stages(block.make().eval(), block.input()))
-    assert found["scaled_dot_product_attention"][2] == "no int8 kernel for attention"
+    assert found["scaled_dot_product_attention"][2] == "of fewer than 32 keys: int8 would save no time"
     assert found["proj_add"][2] == "its result is used in float"
     assert found["qkv"][2] == ""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxq.nn import (
     Epilogue,
     QAdd,
+    QAttention,
     QAvgPool,
     QBatchNorm,
     QCat,
@@ -55,6 +56,7 @@ def _modules(backend: str, seed: int = 0, y: QParams = _Y) -> list[tuple[nn.Modu
         (QAvgPool(2, _X, y, 2, backend=backend), (q,)),
         (QMaxPool(2, 3, 2, 1), (q,)),
         (QPad((1, 1), _X), (q,)),
+        (QAttention(_X, _R, _X, y, backend=backend), (q, other, q)),
     ]
 
 

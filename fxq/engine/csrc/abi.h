@@ -58,6 +58,7 @@ enum fxq_code {
     FXQ_ATTENTION = 16,   // softmax(q k^T * scale + mask) v, by heads
     FXQ_ADD_F32 = 17,     // broadcast addition of float32 values
     FXQ_UNARY_F32 = 18,   // an activation of float32 values
+    FXQ_ATTENTION_U8 = 19, // attention of codes: both products of bytes
     FXQ_RMS_NORM = 20     // float32 -> float32 or u8, over channels
 };
 

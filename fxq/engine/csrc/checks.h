@@ -24,6 +24,7 @@ const char* check_layer_norm(const Operation& op);
 const char* check_rms_norm(const Operation& op);
 const char* check_softmax(const Operation& op);
 const char* check_attention(const Operation& op);
+const char* check_code_attention(const Operation& op);
 
 // What several checks need.
 inline bool between(int64_t value, int64_t low, int64_t high) { return value >= low && value <= high; }

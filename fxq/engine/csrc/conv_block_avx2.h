@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "conv_job.h"
+#include "dot.h"
 
 namespace fxq {
 namespace FXQ_NS {
@@ -22,7 +23,8 @@ constexpr int64_t BYTES_COST = 1;  // of a step of four bytes, where one of two 
 template <bool small>
 struct Bytes {
     static __m256i dot(__m256i sum, __m256i inputs, __m256i weights) {
-        return _mm256_dpbusd_avx_epi32(sum, inputs, weights);
+        add_dot(&sum, inputs, weights);
+        return sum;
     }
 };
 
@@ -37,17 +39,14 @@ struct Words {
 
 constexpr int64_t BYTES_COST = 3;
 
-// vpmaddubsw saturates pairs to 16 bits: the inputs are cut into their upper bit and the rest, whose pairs stay in range
-// with any weights.
+// `small`: pairs of products stay in 16 bits, which vpmaddubsw saturates them to.
 template <bool small>
 struct Bytes {
     static __m256i dot(__m256i sum, __m256i inputs, __m256i weights) {
-        const __m256i ones = _mm256_set1_epi16(1), rest = _mm256_set1_epi8(127);
+        const __m256i ones = _mm256_set1_epi16(1);
         if (small) return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, weights), ones));
-        const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(inputs, rest), weights);
-        const __m256i high = _mm256_maddubs_epi16(_mm256_andnot_si256(rest, inputs), weights);
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, ones));
-        return _mm256_add_epi32(sum, _mm256_madd_epi16(high, ones));
+        add_dot(&sum, inputs, weights);
+        return sum;
     }
 };
 

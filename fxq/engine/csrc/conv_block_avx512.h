@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "conv_finish_avx512.h"
+#include "dot.h"
 
 namespace fxq {
 namespace FXQ_NS {
@@ -26,15 +27,12 @@ inline __m512i four_bytes(const uint8_t* p) {
     return _mm512_set1_epi32(four);
 }
 
-// Adds products of four u8 with four s8. Assembly, because g++ 12 copies the accumulators of the intrinsic to and from
-// memory in every step.
+// Adds products of four u8 with four s8.
 struct Bytes {
-    static void dot(__m512i* sum, __m512i inputs, __m512i weights) {
-        __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "v"(weights));
-    }
+    static void dot(__m512i* sum, __m512i inputs, __m512i weights) { add_dot(sum, inputs, weights); }
 };
 
-// Adds products of two s16 with two s16.
+// Adds products of two s16 with two s16. Assembly as in dot.h.
 struct Words {
     static void dot(__m512i* sum, __m512i inputs, __m512i weights) {
         __asm__("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "v"(weights));

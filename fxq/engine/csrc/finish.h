@@ -55,6 +55,8 @@ struct ProductSource {
     F part(int64_t i, int64_t n) const { return mul(a.part(i, n), b.part(i, n)); }
 };
 
+using ScaledSource = ProductSource<RealSource, SameSource>;
+
 // Codes (0..255) of 4 LANES elements.
 inline void put_four(uint8_t* p, I a, I b, I c, I d) {
 #if defined(FXQ_AVX512VNNI)

@@ -4,6 +4,7 @@
 #define FXQ_FUNCTIONS_H
 
 #include "abi.h"
+#include "gelu.h"
 #include "silu.h"
 
 namespace fxq {
@@ -55,21 +56,6 @@ inline F hyperbolic_tangent(F v) {
     return select(less(v, set(0.0f)), negate(result), result);
 }
 
-// x * Phi(x), Phi(x) = 1/2 + x * P(x^2) / Q(x^2) within 2e-7.
-inline F gelu(F v) {
-    constexpr float P[] = {0.398942232131958f,      0.03437615931034088f,    0.004707262851297855f,
-                           0.00017385132377967238f, 6.3565421442035586e-06f, 2.214531136246478e-08f};
-    constexpr float Q[] = {1.0f,
-                           0.2528339624404907f,
-                           0.028940118849277496f,
-                           0.001912981504574418f,
-                           7.510214345529675e-05f,
-                           1.1802127346527413e-06f};
-    const F x = clip(v, set(-5.6f), set(5.6f)), square = mul(x, x);
-    const F phi = fma(x, div(polynomial(square, P), polynomial(square, Q)), set(0.5f));
-    return mul(v, clip(phi, set(0.0f), set(1.0f)));
-}
-
 // tanh(softplus(v)) * v, with e = exp(-|v|): (1 + 2e) / (1 + 2e + 2e^2) above zero, (e^2 + 2e) / (e^2 + 2e + 2) below.
 inline F mish(F v) {
     const F e = exponential(negate(absolute(v))), square = mul(e, e), two = set(2.0f);
@@ -90,7 +76,6 @@ struct Activation {
         const F zero = set(0.0f);
         if (function == FXQ_SIGMOID) return sigmoid(v);
         if (function == FXQ_TANH) return hyperbolic_tangent(v);
-        if (function == FXQ_GELU) return gelu(v);
         if (function == FXQ_GELU_TANH) {  // v/2 (1 + tanh(u)) = v sigmoid(2u)
             const F cubic = fma(mul(v, v), set(0.0713548162726f), set(1.5957691216057308f));
             return mul(v, sigmoid(mul(v, cubic)));
@@ -112,6 +97,11 @@ struct Activation<FXQ_SILU> : Silu {
     explicit Activation(const float*) {}
 };
 
+template <>
+struct Activation<FXQ_GELU> : Gelu {
+    explicit Activation(const float*) {}
+};
+
 // f(v) * inverse of a u8 result; the identity is scaled already.
 template <int function>
 struct ScaledActivation {
@@ -126,6 +116,11 @@ struct ScaledActivation {
 template <>
 struct ScaledActivation<FXQ_SILU> : Silu {
     ScaledActivation(const float*, float inverse) : Silu(inverse) {}
+};
+
+template <>
+struct ScaledActivation<FXQ_GELU> : Gelu {
+    ScaledActivation(const float*, float inverse) : Gelu(inverse) {}
 };
 
 // Calls body(Function<f>()), so that a loop inside of it is compiled for each function.

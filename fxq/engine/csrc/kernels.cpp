@@ -23,16 +23,18 @@ namespace fxq {
     extern const Kernel softmax_kernel;                               \
     extern const Kernel attention_kernel;                             \
     }
-#define FXQ_CONVOLUTIONS(ns)                                          \
+// Those that multiply bytes.
+#define FXQ_DOT_KERNELS(ns)                                           \
     namespace ns {                                                    \
     extern const Kernel conv_kernel, depthwise_kernel;                \
+    extern const Kernel code_attention_kernel;                        \
     }
-FXQ_CONVOLUTIONS(portable)
+FXQ_DOT_KERNELS(portable)
 FXQ_KERNELS(portable)
 #if FXQ_X86
-FXQ_CONVOLUTIONS(avx2)
-FXQ_CONVOLUTIONS(avxvnni)
-FXQ_CONVOLUTIONS(avx512vnni)
+FXQ_DOT_KERNELS(avx2)
+FXQ_DOT_KERNELS(avxvnni)
+FXQ_DOT_KERNELS(avx512vnni)
 FXQ_KERNELS(avx2)
 FXQ_KERNELS(avx512vnni)
 #endif
@@ -79,6 +81,7 @@ const Family FAMILIES[] = {
     {FXQ_RMS_NORM, "rms norm", check_rms_norm, FXQ_VECTOR(rms_norm_kernel)},
     {FXQ_SOFTMAX, "softmax", check_softmax, FXQ_VECTOR(softmax_kernel)},
     {FXQ_ATTENTION, "attention", check_attention, FXQ_VECTOR(attention_kernel)},
+    {FXQ_ATTENTION_U8, "attention of codes", check_code_attention, FXQ_DOT(code_attention_kernel, nullptr)},
 };
 
 }  // namespace

@@ -113,13 +113,6 @@ struct RootSource {
     }
 };
 
-struct ScaledSource {
-    const float* data;
-    F factor;
-    F full(int64_t i) const { return mul(load(data + i), factor); }
-    F part(int64_t i, int64_t n) const { return mul(load_partial(data + i, n), factor); }
-};
-
 void norm_pixel(const Operation& op, float* real, int64_t channels, const Finish& finish, uint8_t* out) {
     const NormState& state = *static_cast<const NormState*>(op.state);
     const int64_t count = padded(channels);
@@ -156,7 +149,7 @@ void softmax_pixel(float* real, int64_t channels, const Finish& finish, uint8_t*
     start(parts, 0.0f);
     collect(real, count, parts, [&](F v) { return exponential(sub(v, most)); }, [](F part, F v) { return add(part, v); });
     const float sum = sum_of(parts);
-    finish(ScaledSource{real, set(sum > 0.0f ? 1.0f / sum : 0.0f)}, out, channels);
+    finish(ScaledSource{{real}, {set(sum > 0.0f ? 1.0f / sum : 0.0f)}}, out, channels);
 }
 
 int64_t tasks(const Operation& op, int64_t images, int threads) {

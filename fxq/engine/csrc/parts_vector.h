@@ -6,6 +6,7 @@
 #define FXQ_PARTS_VECTOR_H
 
 #include "bytes.h"
+#include "dot.h"
 
 namespace fxq {
 namespace FXQ_NS {
@@ -80,8 +81,6 @@ FXQ_INLINE Parts turn(I a) {
     };
     return {part(0), part(1), part(2), part(3)};
 }
-// Assembly for the reason that conv_block_avx512.h gives.
-FXQ_INLINE void add_dot(I* sum, I inputs, I weights) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(inputs), "v"(weights)); }
 // With the weights at `offset`. The base stays in a register: g++ else makes a pointer of its own for each offset.
 template <int64_t offset>
 FXQ_INLINE void add_dot_at(I* sum, I inputs, const int8_t* weights) {
@@ -141,17 +140,6 @@ FXQ_INLINE Parts turn(I a, I b, I c, I d) {
             _mm256_unpackhi_epi16(AB, CD)};
 }
 FXQ_INLINE Parts turn(I a) { return turn(a, no_bytes(), no_bytes(), no_bytes()); }
-#if defined(FXQ_AVXVNNI)
-FXQ_INLINE void add_dot(I* sum, I inputs, I weights) { *sum = _mm256_dpbusd_avx_epi32(*sum, inputs, weights); }
-#else
-// Pairs of whole products overflow 16 bits: the inputs' upper bit is multiplied apart, see conv_block_avx2.h.
-FXQ_INLINE void add_dot(I* sum, I inputs, I weights) {
-    const I ones = _mm256_set1_epi16(1), rest = _mm256_set1_epi8(127);
-    const I low = _mm256_maddubs_epi16(_mm256_and_si256(inputs, rest), weights);
-    const I high = _mm256_maddubs_epi16(_mm256_andnot_si256(rest, inputs), weights);
-    *sum = add(add(*sum, _mm256_madd_epi16(low, ones)), _mm256_madd_epi16(high, ones));
-}
-#endif
 template <int64_t offset>
 FXQ_INLINE void add_dot_at(I* sum, I inputs, const int8_t* weights) {
     add_dot(sum, inputs, load_weights(weights + offset));

@@ -82,6 +82,25 @@ class Pieces {
 #endif
 };
 
+// v / 2 + an even function of v, which is cubic in t = |v| + 1 in each of 32 pieces: no division, no exponential. A piece is
+// given by the last two bits of t's exponent and the first three of its mantissa: 0 to 7 are pieces of 2 .. 4, 24 to 31 of
+// 1 .. 2; the one from 15 on goes on for ever. A factor is in the coefficients.
+class HalfAndEven {
+   public:
+    HalfAndEven(const PieceTable& even, float factor) : pieces_(even, factor), half_(set(0.5f * factor)) {}
+
+    F operator()(F v) const {
+        constexpr int32_t LAST = 0x41780000;  // the bits of 15.5
+        const F t = add(absolute(v), set(1.0f));
+        const Powers c = pieces_(shift_right(minimum(as_int(t), set_int(LAST)), 20));
+        return fma(v, half_, fma(fma(fma(c.third, t, c.second), t, c.first), t, c.none));
+    }
+
+   private:
+    const Pieces pieces_;
+    const F half_;
+};
+
 }  // namespace FXQ_NS
 }  // namespace fxq
 #endif

@@ -1,4 +1,4 @@
-// silu(v) = v / 2 + an even function of v, which is cubic in each of 32 pieces of |v|: no division, no exponential.
+// silu(v) = v / 2 + an even function of v in cubic pieces.
 #ifndef FXQ_SILU_H
 #define FXQ_SILU_H
 
@@ -7,9 +7,7 @@
 namespace fxq {
 namespace FXQ_NS {
 
-// The coefficients of powers 0 to 3 of t = |v| + 1 in each piece. A piece is given by the last two bits of t's exponent and
-// the first three of its mantissa: 0 to 7 are pieces of 2 .. 4, 24 to 31 of 1 .. 2. Fitted for this file in double
-// precision at Chebyshev nodes; the piece from 15 on is linear.
+// Fitted for this file in double precision at Chebyshev nodes; the piece from 15 on is linear.
 constexpr float SILU_ROWS[32][4] = {
     {0.38726383f, -0.7875026f, 0.45651028f, -0.050905153f},
     {0.33866462f, -0.7232991f, 0.42822587f, -0.046749894f},
@@ -46,21 +44,9 @@ constexpr float SILU_ROWS[32][4] = {
 };
 constexpr PieceTable SILU_EVEN(SILU_ROWS);
 
-// factor * silu(v): the factor is in the coefficients.
-class Silu {
-   public:
-    explicit Silu(float factor = 1.0f) : pieces_(SILU_EVEN, factor), half_(set(0.5f * factor)) {}
-
-    F operator()(F v) const {
-        constexpr int32_t LAST = 0x41780000;  // the bits of 15.5
-        const F t = add(absolute(v), set(1.0f));
-        const Powers c = pieces_(shift_right(minimum(as_int(t), set_int(LAST)), 20));
-        return fma(v, half_, fma(fma(fma(c.third, t, c.second), t, c.first), t, c.none));
-    }
-
-   private:
-    const Pieces pieces_;
-    const F half_;
+// factor * silu(v).
+struct Silu : HalfAndEven {
+    explicit Silu(float factor = 1.0f) : HalfAndEven(SILU_EVEN, factor) {}
 };
 
 }  // namespace FXQ_NS

@@ -42,6 +42,7 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     fnn.QAdaptiveAvgPool: pools.lower_adaptive_pool,
     fnn.QMean: pools.lower_mean,
     fnn.QPad: images.lower_pad,
+    fnn.QAttention: attention.lower_code_attention,
     nn.LayerNorm: reals.lower_layer_norm,
     nn.RMSNorm: reals.lower_rms_norm,
 }

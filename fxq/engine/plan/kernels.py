@@ -171,6 +171,7 @@ KERNELS: dict[Code, Callable[..., Array]] = {
     Code.RMS_NORM: real_kernels.rms_norm,
     Code.SOFTMAX: real_kernels.softmax,
     Code.ATTENTION: real_kernels.attention,
+    Code.ATTENTION_U8: real_kernels.code_attention,
     Code.MAX_POOL: max_pool,
     Code.AVG_POOL: avg_pool,
     Code.RESIZE: resize,

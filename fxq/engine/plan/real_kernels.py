@@ -1,4 +1,4 @@
-"""The operations on real values in numpy. Exponentials differ from the engine's in the last bits."""
+"""The operations on real values, and attention, in numpy. Exponentials differ from the engine's in the last bits."""
 
 from __future__ import annotations
 
@@ -77,15 +77,42 @@ def bilinear(o: Operation, values: Values, arrays: Arrays, rows: Array, columns:
 
 def attention(o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int) -> Array:
     """FXQ_ATTENTION."""
+    q, k, v = (_by_heads(o, torch.from_numpy(_real(o, values, arrays, i)), count) for i in range(3))
+    scores = _masked(o, q @ k.transpose(2, 3) * o.float_at(0), values, arrays, constants)
+    return _finished(o, _by_tokens(torch.softmax(scores, -1).nan_to_num(0.0) @ v, target, count), target)
+
+
+def code_attention(
+    o: Operation, values: Values, arrays: Arrays, constants: Arrays, target: Value, count: int
+) -> Array:  # fmt: skip
+    """FXQ_ATTENTION_U8."""
+    found = []
+    for i in range(3):
+        value, x = given(values, arrays, i)
+        centred = inner(x, value).astype(np.float64) - o.int_at(2 + i)
+        found.append(_by_heads(o, torch.from_numpy(centred), count))
+    q, k, v = found
+    scores = _masked(o, (q @ k.transpose(2, 3)).float() * o.float_at(0), values, arrays, constants)
+    powers = torch.exp(scores - scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min))
+    codes = torch.round(powers * 65535)
+    total = codes.sum(-1, keepdim=True)
+    mean = torch.where(total > 0, torch.tensor(o.float_at(1)) / total, 0.0)
+    return _finished(o, _by_tokens((codes.double() @ v).float() * mean, target, count), target)
+
+
+def _by_heads(o: Operation, x: torch.Tensor, count: int) -> torch.Tensor:
     heads = o.int_at(0)
-    q, k, v = (torch.from_numpy(_real(o, values, arrays, i)) for i in range(3))
-    q, k, v = (t.reshape(count, -1, heads, t.shape[3] // heads).transpose(1, 2) for t in (q, k, v))
-    scores = q @ k.transpose(2, 3) * o.float_at(0)
+    return x.reshape(count, -1, heads, x.shape[3] // heads).transpose(1, 2)
+
+
+def _by_tokens(x: torch.Tensor, target: Value, count: int) -> Array:
+    found: Array = x.transpose(1, 2).reshape(count, 1, -1, target.channels).numpy()
+    return found
+
+
+def _masked(o: Operation, scores: torch.Tensor, values: Values, arrays: Arrays, constants: Arrays) -> torch.Tensor:
     if len(values) > 3 and values[3] is not None:
         scores = scores + torch.from_numpy(inner(given(values, arrays, 3)[1], values[3]).copy())
     if constants and constants[0] is not None:
         scores = scores + torch.from_numpy(constants[0].copy()).reshape(1, o.int_at(5), o.int_at(6), -1)
-    if o.int_at(1):
-        scores = scores.masked_fill(torch.ones(scores.shape[2:]).triu(1).bool(), -math.inf)
-    found = (torch.softmax(scores, -1).nan_to_num(0.0) @ v).transpose(1, 2).reshape(count, 1, -1, target.channels)
-    return _finished(o, found.numpy(), target)
+    return scores.masked_fill(torch.ones(scores.shape[2:]).triu(1).bool(), -math.inf) if o.int_at(1) else scores

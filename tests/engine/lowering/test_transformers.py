@@ -49,6 +49,16 @@ def test_masks() -> None:
     check(int8(Masked(), x, mask), x, mask, exact=False)
 
 
+def test_attention_of_codes() -> None:
+    x, mask = torch.randn(3, 40, 16), torch.zeros(3, 1, 1, 40)
+    mask[:, :, :, 33:] = -10.0
+    plan = check(int8(Masked(), x, mask), x, mask, exact=False)
+    found = [o.code for o in plan.operations]
+    assert found.count(Code.ATTENTION_U8) == 2
+    assert Code.ATTENTION not in found
+    assert Code.QUANTISE not in found  # projections give codes, and take what attention gives
+
+
 def test_a_sum_is_the_residual_of_the_layer_in_front() -> None:
     x, mask = torch.randn(3, 6, 16), torch.zeros(3, 1, 1, 6)
     plan = planned(int8(Masked(), x, mask), x, mask)
