@@ -13,7 +13,7 @@ from fxq.ir.ops import WEIGHTED, Kind
 from fxq.ir.rewriter import Rewriter, shared_tensors
 from fxq.ir.snapshot import kind_text
 from fxq.nn import FUSED_LAYERS, Epilogue, fuse_layer
-from fxq.passes._effects import writes
+from fxq.tracing.call_effects import writes
 
 M = TypeVar("M", bound=nn.Module)
 
