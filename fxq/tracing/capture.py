@@ -18,6 +18,7 @@ from fxq.tracing.preserve import ModuleState, changes_since, preserved, restore_
 from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord, note_inputs
 from fxq.tracing.side_effects import describe, is_state
 from fxq.tracing.signals import BuiltinNeededError, SizeBranchError
+from fxq.tracing.single_layer import calling_layer
 from fxq.tracing.tracer import ModelTracer, TraceSettings
 
 
@@ -31,7 +32,8 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
 
     The graph module shares layers, parameters and buffers with ``model``, as torch.fx has it: deep-copy the model
     first where that matters. ``model`` itself is left as it was, also after an error. Hooks of the root are not part
-    of the graph (the record says so); modules inside that carry hooks are called whole, with them.
+    of the graph (the record says so); modules inside that carry hooks are called whole, with them. A recurrent or
+    attention layer of torch.nn by itself is one call, at the path ``lstm``, ``multiheadattention``, ...
 
     Args:
         model: any module; a ``GraphModule`` comes back as a copy with the same graph.
@@ -49,6 +51,7 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
         gm.meta.setdefault(RECORD_KEY, TraceRecord(notes=_root_notes(model)))
         note_inputs(gm, model, inputs)
         return gm
+    model = calling_layer(model)
     with preserved(model) as states:
         graph, tracer = _attempts(model, inputs, states)
         gm = build_module(model, graph)
