@@ -74,8 +74,8 @@ def compile(
     if trained is None and passes is None:
         check_float(model)
     if chosen.quantises and calibration is None and passes is None and trained is None:
-        raise InputError("the int8 recipe needs calibration data", why="nobody's data is invented",
-                         fix="pass calibration=loader, or recipe='float'")  # fmt: skip
+        raise CalibrationError(f"the recipe {chosen.name!r} needs calibration data", why="nobody's data is invented",
+                               fix="pass calibration=loader, or recipe='float'")  # fmt: skip
     manager = _manager(passes, chosen, target, verify)
     if trained is not None and passes is None:
         manager = finishing_pipeline(trained, target, verify)

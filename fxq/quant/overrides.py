@@ -45,6 +45,9 @@ class Override:
     def __post_init__(self) -> None:
         if not callable(self.where) and not (isinstance(self.where, str) and self.where):
             raise InputError(f"an override is for {self.where!r}", fix="give a path glob, a class or a function")
+        if not isinstance(self.quantise, bool):
+            raise InputError(f"quantise is {self.quantise!r}", where=f"the override for `{self.name}`",
+                             fix="give True or False")  # fmt: skip
         self.applied_to(Options())  # checks the options
 
     @property
