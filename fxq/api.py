@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxq.admission import check_float, check_model, check_runs, private_copy
+from fxq.admission import check_float, check_hooks, check_model, check_runs, private_copy
 from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
@@ -97,6 +97,8 @@ def compile(
         what = "nothing was quantised" if chosen.name == "float" else "no activation was quantised statically"
         report.note(f"{what}: calibration data would unlock recipe='int8'")
     inputs = _runnable(gm, inputs, given=example_inputs is not None)
+    if inputs is not None:
+        check_hooks(copied, gm, inputs)
     context = PassContext(inputs, data, progress)
     try:
         gm = manager(gm, context=context, report=report, on_pass=writer).graph_module
@@ -151,6 +153,8 @@ def _note_trace(gm: fx.GraphModule, report: Report) -> None:
         return
     for leaf in record.leaves:
         report.note(f"`{leaf.path}` ({leaf.type_name}) is opaque: {leaf.reason}")
+    for sentence in record.notes:
+        report.note(sentence)
 
 
 def _finish(report: Report, writer: DiagramWriter | None) -> None:
