@@ -15,7 +15,7 @@ from fxq.tracing.frames import is_user_code, line_of_forward
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
 from fxq.tracing.leaves import has_hooks, is_compiled
 from fxq.tracing.preserve import ModuleState, changes_since, preserved, restore_state
-from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord, note_inputs
+from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord, keep_record, note_inputs
 from fxq.tracing.side_effects import describe, is_state
 from fxq.tracing.signals import BuiltinNeededError, SizeBranchError
 from fxq.tracing.single_layer import calling_layer
@@ -28,7 +28,8 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
     torch.nn's layers stay calls of themselves under their own path. A submodule that cannot be captured becomes one
     such call too, the smallest that will do; ``gm.meta["fxq_trace"]`` (a ``TraceRecord``) lists them with reasons.
     Sizes read from the inputs stay dynamic. Arguments that are not tensors, and defaults that the example does not
-    give, become constants. Every node has ``meta["fxq_source"]`` (``"file.py:12"``) and ``meta["fxq_module"]``.
+    give, become constants, and the graph refuses calls with others. Every node has ``meta["fxq_source"]``
+    (``"file.py:12"``) and ``meta["fxq_module"]``.
 
     The graph module shares layers, parameters and buffers with ``model``, as torch.fx has it: deep-copy the model
     first where that matters. ``model`` itself is left as it was, also after an error. Hooks of the root are not part
@@ -55,11 +56,12 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
     with preserved(model) as states:
         graph, tracer = _attempts(model, inputs, states)
         gm = build_module(model, graph)
-    gm.meta[RECORD_KEY] = TraceRecord(
+    record = TraceRecord(
         leaves=tuple(tracer.leaves.values()),
         specialised=tuple(tracer.arguments.specialised),
         notes=(*_root_notes(model), *tracer.notes),
     )
+    keep_record(gm, record)
     note_inputs(gm, model, inputs)
     return gm
 
