@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxq.ir.identify import Identifier
-from fxq.tracing.aliasing import sharing
-from fxq.tracing.call_effects import writes
+from fxq.tracing.aliasing import VIEWS, sharing
+from fxq.tracing.call_effects import surely_writes, writes
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class WritingOrder:
 
     Attributes:
         period: for each node, how many of the writing calls stand before it in the graph.
-        shared: the nodes that may share the memory into which a call writes, each with the reason why none of them can
-            be a copy. A tensor that is read under one name alone is not among them.
+        shared: the nodes that share, or may share, memory into which an operation writes, each with the reason why none
+            of them can be a copy; of memory that code unknown to fxq may write into, the views alone. A tensor that is
+            read under one name alone is not among them.
     """
 
     period: dict[fx.Node, int]
@@ -38,6 +39,9 @@ def writing_order(graph: fx.Graph, identify: Identifier) -> WritingOrder:
         if all(set(other.users) <= {node} for other in seen):
             continue
         writers += 1
-        if len(seen) > 1:
-            shared |= {n: f"it may share memory into which `{node.name}` writes" for n in seen if n not in shared}
+        if not surely_writes(identify(node)):
+            seen = {other for other in seen if identify(other).kind in VIEWS}
+        elif len(seen) == 1:
+            continue
+        shared |= {n: f"it may share memory into which `{node.name}` writes" for n in seen if n not in shared}
     return WritingOrder(period, shared)

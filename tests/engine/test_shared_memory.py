@@ -15,6 +15,7 @@ from fxq.engine.dissolve import dissolve
 from fxq.engine.library import unavailable_reason
 from fxq.ir.identify import Identifier
 from fxq.ir.metrics import distance
+from fxq.ir.shapes import run_recorded
 from fxq.tracing.writing_order import writing_order
 
 needs_engine = pytest.mark.skipif(unavailable_reason() is not None, reason="the engine was not built")
@@ -99,6 +100,30 @@ def test_an_index_into_the_one_result_of_a_segment_is_no_choice_of_results(tmp_p
     with torch.no_grad():
         assert torch.equal(fxq.load(tmp_path / "cut.fxq")(x), gm(x))
         assert distance(model(x), dissolve(gm)(x)).sqnr_db > 35
+
+
+def test_code_that_fxq_cannot_see_into_may_write() -> None:
+    class Unseen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(2.0 if float(x.sum()) > 0 else 3.0)
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unseen = Unseen()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            y = torch.cos(x)
+            view, largest = y.flatten(), y.sort(0).values
+            self.unseen(y)
+            return view, largest, y
+
+    gm = fxq.trace(Around(), torch.randn(2, 3))
+    run_recorded(gm, (torch.randn(2, 3),), {})
+    order = writing_order(gm.graph, Identifier(gm))
+    named = {node.name: period for node, period in order.period.items()}
+    assert (named["sort"], named["unseen"], named["output"]) == (0, 0, 1)  # a tensor's sort is not that of a list
+    assert [node.name for node in order.shared] == ["flatten"]
 
 
 def test_a_tensor_of_one_reader_has_no_order_to_keep() -> None:
