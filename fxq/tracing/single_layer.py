@@ -33,8 +33,13 @@ class _Calling(nn.Module):
         self.add_module(name.lower(), layer)
         self.training = layer.training
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return layer(*args, **kwargs)
+        signature = inspect.signature(layer.forward)
 
-        forward.__signature__ = inspect.signature(layer.forward)  # type: ignore[attr-defined]
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            result = layer(*args, **kwargs)
+            if signature.bind(*args, **kwargs).arguments.get("need_weights", True):
+                return result
+            return result[0], None  # the attention alone is used, which can be written out
+
+        forward.__signature__ = signature  # type: ignore[attr-defined]
         self.forward = forward
