@@ -11,6 +11,7 @@ from torch import fx, nn
 from fxq.admission import check_float, check_hooks, check_model, check_runs, private_copy
 from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError
+from fxq.ir.provenance import ensure_ids
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
 from fxq.manager.layers import layer_records
 from fxq.manager.report import attach_report
@@ -106,6 +107,7 @@ def compile(
         _finish(report, writer)  # what was drawn up to an error is named in its report, too
     if inputs is not None:
         run_on_copy(gm, inputs)
+    ensure_ids(gm)  # no pass ran where `passes` is empty
     report.layers = layer_records(gm, report.passes)
     attach_report(gm, report)
     return gm

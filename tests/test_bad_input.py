@@ -205,3 +205,29 @@ def test_hooks_of_the_model_itself() -> None:
     model.register_forward_hook(lambda module, args, result: (result, result))
     with pytest.raises(InputError, match="hooks of the model change"):
         fxq.compile(model, x, recipe="float")
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda model, x: fxq.PassManager([fxq.passes.Canonicalise()])(model, x),
+        lambda model, x: fxq.passes.Canonicalise()(model, x),
+        lambda model, x: fxq.visualize.diagram(model),
+    ],
+)
+def test_a_module_where_a_graph_is_asked_for(take: Callable[..., object]) -> None:
+    with pytest.raises(InputError, match=r"a Linear is no graph module\n(.|\n)*fxq\.trace"):
+        take(nn.Linear(4, 3).eval(), torch.randn(2, 4))
+
+
+def test_models_to_time_without_names() -> None:
+    models: Any = [nn.Linear(4, 3).eval()]
+    with pytest.raises(InputError, match=r"models is a list\n.*give a dict"):
+        fxq.benchmark(models, torch.randn(2, 4))
+
+
+def test_no_passes_at_all() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), torch.randn(2, 4)
+    gm = fxq.compile(model, x, passes=[])
+    assert torch.equal(gm(x), model(x))
+    assert [layer.kind for layer in fxq.report(gm).layers] == ["linear", "relu"]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import PythonCode
 
+from fxq.errors import InputError
 from fxq.ir.fixed_arguments import FIXED_KEY, check_fixed, check_fixed_arguments
 from fxq.ir.last_use import hand_over_residuals
 from fxq.ir.provenance import INFO_KEY, MODULE_KEY, SOURCE_KEY
@@ -142,6 +143,13 @@ def _restore_nodes(gm: TracedModule, origins: list[tuple[str, dict[str, Any]]]) 
         node._rename(name)
         node.meta.update(meta)
     gm.recompile()
+
+
+def check_graph_module(given: object, where: str) -> None:
+    """Raise InputError unless ``given`` is a graph module; ``where`` names what takes it."""
+    if not isinstance(given, GraphModule):
+        raise InputError(f"a {type(given).__name__} is no graph module", where=where,
+                         fix="give fxq.trace(model, example_inputs), or what fxq.compile returned")  # fmt: skip
 
 
 def copy_graph_module(model: GraphModule) -> TracedModule:
