@@ -21,9 +21,7 @@ def normalised_reason(node: fx.Node, rw: Rewriter) -> str | None:
         for user in queue.pop().users:
             call = rw.identify(user)
             if call.kind is F.normalize:
-                return (
-                    f"`{user.name}` divides its result by its norm, which makes a direction of any shift of zeros"
-                )
+                return f"`{user.name}` divides its result by its norm, which makes a direction of any shift of zeros"
             if user not in seen and (call.kind in MOVES or isinstance(call.module, Observer)):
                 seen.add(user)
                 queue.append(user)
