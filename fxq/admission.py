@@ -12,9 +12,10 @@ from torch.nn.parameter import is_lazy
 
 from fxq.errors import CalibrationError, GraphError, InputError
 from fxq.ir.identify import has_hooks
+from fxq.ir.metrics import distance
 from fxq.ir.stage import Stage, stage_of
 from fxq.manager.running import run_on_copy
-from fxq.tracing import ModelInputs, check_traceable
+from fxq.tracing import ModelInputs, check_traceable, clone_inputs
 
 
 def check_model(model: nn.Module) -> None:
@@ -89,3 +90,26 @@ def check_runs(gm: fx.GraphModule, inputs: ModelInputs, kind: type[InputError | 
     except GraphError as error:
         raise kind(f"the model does not run on {source}", where=f"module `{error.where}`", why=error.why,
                    fix="give inputs of the shapes and dtypes that the model takes") from error  # fmt: skip
+
+
+def check_hooks(model: nn.Module, gm: fx.GraphModule, inputs: ModelInputs) -> None:
+    """Raise InputError where hooks of ``model`` itself, which no graph holds, change what it returns.
+
+    Args:
+        model: a copy, whose hooks may change it.
+    """
+    if not has_hooks(model):
+        return
+    given = clone_inputs(inputs)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        wanted = model(*given.args, **given.kwargs)
+    try:
+        same = distance(wanted, run_on_copy(gm, inputs))
+        changed = same.max_abs > max(1e-3 * same.scale, 4 * same.eps * same.scale)
+    except ValueError:  # another structure
+        changed = True
+    if changed:
+        raise InputError("hooks of the model change what it takes or returns", where=f"root {type(model).__name__}",
+                         why="a graph holds what forward does; hooks run around it",
+                         fix="remove the hooks, and let forward do what they do")  # fmt: skip

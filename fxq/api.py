@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxq.admission import check_float, check_model, check_runs, private_copy
+from fxq.admission import check_float, check_hooks, check_model, check_runs, private_copy
 from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError
+from fxq.ir.provenance import ensure_ids
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
 from fxq.manager.layers import layer_records
 from fxq.manager.report import attach_report
@@ -74,8 +75,8 @@ def compile(
     if trained is None and passes is None:
         check_float(model)
     if chosen.quantises and calibration is None and passes is None and trained is None:
-        raise InputError("the int8 recipe needs calibration data", why="nobody's data is invented",
-                         fix="pass calibration=loader, or recipe='float'")  # fmt: skip
+        raise CalibrationError(f"the recipe {chosen.name!r} needs calibration data", why="nobody's data is invented",
+                               fix="pass calibration=loader, or recipe='float'")  # fmt: skip
     manager = _manager(passes, chosen, target, verify)
     if trained is not None and passes is None:
         manager = finishing_pipeline(trained, target, verify)
@@ -97,6 +98,8 @@ def compile(
         what = "nothing was quantised" if chosen.name == "float" else "no activation was quantised statically"
         report.note(f"{what}: calibration data would unlock recipe='int8'")
     inputs = _runnable(gm, inputs, given=example_inputs is not None)
+    if inputs is not None:
+        check_hooks(copied, gm, inputs)
     context = PassContext(inputs, data, progress)
     try:
         gm = manager(gm, context=context, report=report, on_pass=writer).graph_module
@@ -104,6 +107,7 @@ def compile(
         _finish(report, writer)  # what was drawn up to an error is named in its report, too
     if inputs is not None:
         run_on_copy(gm, inputs)
+    ensure_ids(gm)  # no pass ran where `passes` is empty
     report.layers = layer_records(gm, report.passes)
     attach_report(gm, report)
     return gm
@@ -151,6 +155,8 @@ def _note_trace(gm: fx.GraphModule, report: Report) -> None:
         return
     for leaf in record.leaves:
         report.note(f"`{leaf.path}` ({leaf.type_name}) is opaque: {leaf.reason}")
+    for sentence in record.notes:
+        report.note(sentence)
 
 
 def _finish(report: Report, writer: DiagramWriter | None) -> None:

@@ -36,7 +36,7 @@ class InputError(FxqError, ValueError):
     """An argument, an example input or a model is not usable as given."""
 
 
-class CalibrationError(FxqError, ValueError):
+class CalibrationError(InputError):
     """Calibration data is missing, empty, does not fit the model, or is not finite."""
 
 

@@ -136,9 +136,11 @@ def mixed_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: b
     (softmax, attention, roots, ...) or would only be converted to bf16 and back. Large products that int8 leaves are in
     bf16. See :class:`fxq.passes.LowerHalf`, and :class:`fxq.Recipe` for when it pays. The engine has no bf16: for the
     target "native" single int8 modules run, too, as parts in the engine and bf16 operations of PyTorch's by turns take
-    longer (their threads wait for each other's cores).
+    longer (their threads wait for each other's cores). What an override leaves in float is in float32.
     """
-    return int8_pipeline(recipe or Recipe("mixed"), module_backend(target), verify).append(LowerHalf("bf16"))
+    recipe = recipe or Recipe("mixed")
+    half = LowerHalf("bf16", overrides=recipe.overrides)
+    return int8_pipeline(recipe, module_backend(target), verify).append(half)
 
 
 def pipeline(recipe: Recipe, target: str, verify: bool = True) -> PassManager:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import MOVES
@@ -15,6 +15,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import describe_value, tensor_spec
 from fxq.nn import Dequantize, Quantize
 from fxq.nn.qlayer import QLayer
+from fxq.passes._dtypes import attribute
 from fxq.passes._half_table import (
     LARGEST,
     PRODUCTS,
@@ -78,7 +79,8 @@ def plan_half(
         reason = kept.get(node) or hindrance(call, dtype, between_int8=bool(sources))
         if reason is None and (node in unstable or unstable.intersection(call.nodes)):
             reason = "a value that it reads or gives is overwritten in place"
-        reason = reason or _range_reason(node, largest) or _surroundings(call, plan, sources, least_macs)
+        reason = reason or _range_reason(node, largest) or _constant_reason(call, rw.gm, dtype)
+        reason = reason or _surroundings(call, plan, sources, least_macs)
         if reason is None:
             plan.half.add(node)
         else:
@@ -93,6 +95,15 @@ def gives_real(call: OpCall) -> bool:
     if isinstance(call.module, QLayer):
         return call.module.quantisation.output is None
     return isinstance(call.module, Dequantize)
+
+
+def _constant_reason(call: OpCall, gm: fx.GraphModule, dtype: torch.dtype) -> str | None:
+    """Say which constant would become infinite: bf16 ends just below float32's largest number, that of many masks."""
+    for node in real_inputs(call):
+        value = attribute(gm, str(node.target)) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and bool((torch.isinf(value.to(dtype)) & torch.isfinite(value)).any()):
+            return f"its constant `{node.target}` reaches numbers that are infinite in half precision"
+    return None
 
 
 def _range_reason(node: fx.Node, largest: Mapping[fx.Node, float] | None) -> str | None:

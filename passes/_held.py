@@ -8,9 +8,9 @@ from torch import Tensor, fx
 
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.scalars import is_scalar
-from fxq.passes._aliasing import sharing
 from fxq.passes._dtypes import attribute
-from fxq.passes._effects import writes
+from fxq.tracing.aliasing import sharing
+from fxq.tracing.call_effects import writes
 
 
 def held_reason(name: str, node: Any, rw: Rewriter) -> str | None:

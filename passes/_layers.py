@@ -14,7 +14,7 @@ from fxq.ir.parameters import shared_tensors
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.snapshot import kind_text
 from fxq.nn import FUSED_LAYERS, Epilogue, fuse_layer
-from fxq.passes._effects import writes
+from fxq.tracing.call_effects import writes
 
 M = TypeVar("M", bound=nn.Module)
 

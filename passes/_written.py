@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxq.ir.rewriter import Rewriter
-from fxq.passes._effects import writes
+from fxq.tracing.call_effects import writes
 
 
 def written_attributes(rw: Rewriter) -> set[str]:

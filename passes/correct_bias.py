@@ -18,6 +18,7 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import Epilogue, output_rows, quantize_layer
+from fxq.passes._directions import normalised_reason
 from fxq.passes._layers import copy_module
 from fxq.passes._observed import shifted
 from fxq.passes._originals import set_corrected
@@ -45,7 +46,7 @@ class CorrectBias(Pass):
     In front of its activation, and for itself, a layer's squared error falls by the square of its mean by this, on the
     data that the mean is taken from. Whether it does on other data is measured: what is left of the mean error of each
     half of a batch, once that of all the others is taken. A layer for which that is no less than without keeps its
-    bias, and is refused with both figures.
+    bias, and is refused with both figures. So is a layer whose result is divided by its own norm.
 
     Before: ``%conv = conv2d[conv](%x_observer)``. After: the same with other biases; the float graph is off by the
     correction, the int8 graph made from it is nearer to the original.
@@ -83,7 +84,10 @@ class CorrectBias(Pass):
         if len(rw.callers(call.module)) > 1:
             rw.refuse("correct", call.node, f"`{call.node.target}` is called more than once")
             return False
-        return True
+        reason = normalised_reason(call.node, rw)
+        if reason is not None:
+            rw.refuse("correct", call.node, reason)
+        return reason is None
 
     def _mean_errors(
         self, rw: Rewriter, layers: Mapping[fx.Node, OpCall], options: Mapping[fx.Node, Options], context: PassContext

@@ -10,6 +10,7 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY
+from fxq.passes._directions import normalised_reason
 from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches, shifted
 from fxq.passes._side_by_side import SideBySide, Visit, mean_shift
 from fxq.passes._visiting import Correction, correct_visited
@@ -49,6 +50,11 @@ class CorrectBiasAccurately(Pass):
         batches = seen_batches(rw.gm, context, self.name)
         layers = observed_layers(rw)
         alone = refuse_shared(rw, "correct", layers)
+        for node in sorted(alone, key=list(layers).index):
+            reason = normalised_reason(node, rw)
+            if reason is not None:
+                rw.refuse("correct", node, reason)
+                alone.discard(node)
         choices = self.recipe.choices(rw.gm)
         runs = SideBySide(rw.gm, batches, quantised_layers(layers, choices), self.memory)
 

@@ -17,9 +17,9 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
-from fxq.passes._aliasing import merge_hazard
 from fxq.passes._dtypes import Dtypes, infer_dtypes
-from fxq.passes._effects import CHECKS, WRITES, effect
+from fxq.tracing.aliasing import merge_hazard
+from fxq.tracing.call_effects import CHECKS, WRITES, effect
 
 _POOLS: Final = ("max_pool1d", "max_pool2d", "max_pool3d")
 _AVERAGES: Final = ("avg_pool1d", "avg_pool2d", "avg_pool3d")

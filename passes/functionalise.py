@@ -16,10 +16,10 @@ from fxq.ir.scalars import is_scalar
 from fxq.ir.snapshot import kind_text
 from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
-from fxq.passes._aliasing import sharing
 from fxq.passes._dtypes import Dtypes, infer_dtypes
-from fxq.passes._effects import writes
 from fxq.passes._spelling import canonical_call
+from fxq.tracing.aliasing import sharing
+from fxq.tracing.call_effects import writes
 
 _RULE: Final = "out_of_place"
 _OF_NUMBERS: Final[dict[Any, Callable[..., Any]]] = {

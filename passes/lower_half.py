@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxq.errors import InputError, PassError, nearest
 from fxq.ir.rewriter import Rewriter
-from fxq.ir.stage import Stage
+from fxq.ir.stage import Stage, stage_of
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.manager.running import ensure_recorded, run_on_copy
@@ -82,7 +82,8 @@ class LowerHalf(Pass):
         if context.inputs is None:
             raise PassError(f"the pass `{self.name}` needs example inputs", why="it must know shapes and dtypes",
                             fix="pass example_inputs")  # fmt: skip
-        check_overrides(rw.gm, self.overrides)
+        if stage_of(rw.gm) is not Stage.INT8:
+            check_overrides(rw.gm, self.overrides)
         reason = None if self.anywhere else no_half_reason(self.dtype)
         if reason is not None:
             context.note(f"everything stays in float: {reason}; LowerHalf(dtype={self.dtype!r}, anywhere=True) lowers "

@@ -17,6 +17,7 @@ from fxq.nn import QDQ_LAYERS, Dequantize, QDQAttention, QLookup, Quantize, dequ
 from fxq.nn.activations import activation_of
 from fxq.quant.qparams import QParams
 from fxq.quant.recipe import Recipe
+from fxq.targets.backends import exchange_backends
 from fxq.targets.int8_modules import HEADS, int8_module
 from fxq.targets.int8_moves import SPLITS, computed_settings, move_module, moves_codes
 from fxq.targets.pixels import store_pixels
@@ -69,6 +70,7 @@ class LowerInt8(Pass):
         for node in rw.nodes():
             if node.target is quantize or node.target is dequantize:
                 _keep_as_module(node, rw)
+        exchange_backends(rw, backend)
         store_pixels(rw)
 
     def _kept_in_float(self, rw: Rewriter) -> set[fx.Node]:

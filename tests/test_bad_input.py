@@ -187,3 +187,47 @@ def test_a_mask_of_minus_infinity_is_no_error() -> None:
 def test_a_module_that_fxq_did_not_make_has_no_report() -> None:
     with pytest.raises(InputError, match=r"this Linear carries no report\n.*did not compile it"):
         fxq.report(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def _doubled(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (args[0] * 2,)
+
+
+def test_hooks_of_the_model_itself() -> None:
+    seen: list[int] = []
+    model, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.randn(2, 4)
+    model.register_forward_hook(lambda module, args, result: seen.append(1))
+    gm = fxq.compile(model, x, recipe="float")
+    assert "hooks of the model itself are not part of the graph" in fxq.report(gm).notes
+    model.register_forward_pre_hook(_doubled)
+    with pytest.raises(InputError, match=r"hooks of the model change what it takes or returns\n.*Sequential"):
+        fxq.compile(model, x, recipe="float")
+    model.register_forward_hook(lambda module, args, result: (result, result))
+    with pytest.raises(InputError, match="hooks of the model change"):
+        fxq.compile(model, x, recipe="float")
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda model, x: fxq.PassManager([fxq.passes.Canonicalise()])(model, x),
+        lambda model, x: fxq.passes.Canonicalise()(model, x),
+        lambda model, x: fxq.visualize.diagram(model),
+    ],
+)
+def test_a_module_where_a_graph_is_asked_for(take: Callable[..., object]) -> None:
+    with pytest.raises(InputError, match=r"a Linear is no graph module\n(.|\n)*fxq\.trace"):
+        take(nn.Linear(4, 3).eval(), torch.randn(2, 4))
+
+
+def test_models_to_time_without_names() -> None:
+    models: Any = [nn.Linear(4, 3).eval()]
+    with pytest.raises(InputError, match=r"models is a list\n.*give a dict"):
+        fxq.benchmark(models, torch.randn(2, 4))
+
+
+def test_no_passes_at_all() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), torch.randn(2, 4)
+    gm = fxq.compile(model, x, passes=[])
+    assert torch.equal(gm(x), model(x))
+    assert [layer.kind for layer in fxq.report(gm).layers] == ["linear", "relu"]

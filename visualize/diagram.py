@@ -11,6 +11,7 @@ from torch import fx
 
 from fxq.engine.dissolve import dissolve
 from fxq.ir.diff import GraphDiff
+from fxq.ir.module import check_graph_module
 from fxq.ir.rewriter import copy_graph_module
 from fxq.ir.snapshot import GraphSnapshot, take_snapshot
 from fxq.ir.text import graph_text
@@ -67,8 +68,10 @@ def diagram(
             alone is ``diagram(segment.subgraph)``.
 
     Raises:
-        InputError: ``side`` is neither "before" nor "after".
+        InputError: ``side`` is neither "before" nor "after", or ``graph`` is no graph module.
     """
+    if not isinstance(graph, GraphSnapshot):
+        check_graph_module(graph, "diagram")
     if isinstance(graph, fx.GraphModule) and open_segments:
         graph = dissolve(graph)
     snapshot = graph if isinstance(graph, GraphSnapshot) else take_snapshot(copy_graph_module(graph))

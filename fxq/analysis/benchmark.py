@@ -153,6 +153,8 @@ def _bar(progress: bool | None, budget_s: float) -> Iterator[Callable[[float], N
 
 
 def _check(models: Mapping[str, Any], budget_s: float, warmup: int, threads: int | None) -> None:
+    if not isinstance(models, Mapping):
+        raise InputError(f"models is a {type(models).__name__}", fix='give a dict such as {"float": model}')
     if not models:
         raise InputError("there is no model to measure", fix='pass a dict such as {"float": model, "int8": compiled}')
     for name, model in models.items():

@@ -20,6 +20,8 @@ from fxq.quant.observers import Observer
 
 _NO_ERROR_OF_THEIR_OWN = (Observer, QMaxPool, QPad, Quantize, Dequantize, *IDENTITY_TYPES)
 
+#: Rules that divide the channels of what the first of their nodes gives, and multiply weights of the others.
+_RESCALING = ("equalise", "smooth")
 FUSED_ELSEWHERE = "several operations in one, and the graph was not compiled from this reference"
 
 
@@ -38,9 +40,27 @@ def match_nodes(reference: fx.GraphModule, compiled: fx.GraphModule) -> Matching
     dequantise and observer nodes, whose error belongs to the operation before them.
     """
     layers = [n for n in compiled.graph.nodes if n.op.startswith("call_") and not _passes_through(n, compiled)]
-    if _one_history(reference, compiled):
-        return _by_id(reference, compiled, layers)
-    return _by_path(reference, layers)
+    found = _by_id(reference, compiled, layers) if _one_history(reference, compiled) else _by_path(reference, layers)
+    already = set(_rescaled(reference).values())
+    rescaled = {n: f"`{by}` rescaled its channels" for n, by in _rescaled(compiled).items() if by not in already}
+    pairs = {n: r for n, r in found.pairs.items() if n not in rescaled}
+    return Matching(pairs, found.unmatched | {n: rescaled[n] for n in found.pairs if n in rescaled})
+
+
+def _rescaled(gm: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return the values with other channel scales than the model's, up to the layers that undo them, with the pass."""
+    rescaling = {n: [o for o in node_info(n).origins if o.rule in _RESCALING] for n in gm.graph.nodes}
+    makers = {o.sources[0]: o.pass_name for origins in rescaling.values() for o in origins}
+    found: dict[fx.Node, str] = {}
+    for node in gm.graph.nodes:
+        others = [o for o in node_info(node).origins if o.rule not in _RESCALING]
+        ids = {node_info(node).id, *(source for o in others for source in o.sources)}
+        by = next((makers[i] for i in ids if i in makers), None)
+        undone = any(o.sources[0] not in ids for o in rescaling[node])
+        through = next((found[i] for i in node.all_input_nodes if i in found), None)
+        if by is not None or (through is not None and not undone and node.op != "output"):
+            found[node] = by or str(through)
+    return found
 
 
 def _passes_through(node: fx.Node, gm: fx.GraphModule) -> bool:

@@ -39,7 +39,14 @@ def dissolve(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _picks(node: fx.Node, found: dict[fx.Node, Segment]) -> bool:
-    return node.target is operator.getitem and node.args[0] in found
+    """Whether ``node`` takes one of several results of a segment; of a single one it would be an index."""
+    several = node.target is operator.getitem and node.args[0] in found
+    return several and isinstance(_results(found[node.args[0]]), tuple)  # type: ignore[index]
+
+
+def _results(segment: Segment) -> Any:
+    (end,) = (node for node in segment.subgraph.graph.nodes if node.op == "output")
+    return end.args[0]
 
 
 def _copy(

@@ -18,13 +18,18 @@ from fxq.ir.ops import MOVES
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import TENSOR_KEY, keep_record, tensor_spec
 from fxq.nn import Dequantize, QCat, QPad, Quantize
+from fxq.tracing.writing_order import writing_order
 
 #: What computes nothing: a part of these alone costs as much to call as it saves.
 _BORDERS = (Quantize, Dequantize, QCat, QPad)
 
 
 def form_segments(rw: Rewriter) -> None:
-    """Exchange each part that the engine can run for a segment, and say of everything else why it stays."""
+    """Exchange each part that the engine can run for a segment, and say of everything else why it stays.
+
+    Where a call writes into memory that other values see, no part reaches across it, and what shares that memory stays
+    outside: a segment computes all its results at once, each in memory of its own.
+    """
     former = Former(rw)
     for node, reason in former.refused():
         rw.refuse("segment", node, reason)
@@ -47,7 +52,8 @@ class Former:
     def __init__(self, rw: Rewriter) -> None:
         self._rw = rw
         self._candidates = Candidates(rw.gm)
-        self._outside: dict[fx.Node, str] = {}
+        order = writing_order(rw.graph, rw.identify)
+        self._outside, self._period = order.shared, order.period
         self._found = self._cut()
 
     def parts(self) -> list[list[fx.Node]]:
@@ -110,11 +116,14 @@ class Former:
     def _cut(self) -> list[list[fx.Node]]:
         """Cut, and cut again without what would cross a border as a number or a tuple, until nothing does."""
         while True:
-            found = parts(self._rw.graph, lambda node: self._why_not(node) is None)
+            found = [part for period in sorted(set(self._period.values())) for part in self._parts_of(period)]
             crossing = dict(self._crossing(found))
             if not crossing:
                 return found
             self._outside |= crossing
+
+    def _parts_of(self, period: int) -> list[list[fx.Node]]:
+        return parts(self._rw.graph, lambda n: self._period[n] == period and self._why_not(n) is None)
 
     def _why_not(self, node: fx.Node) -> str | None:
         return self._outside.get(node) or self._candidates.why_not(node)

@@ -7,6 +7,8 @@ import functools
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -97,6 +99,20 @@ def _is_forked() -> bool:
     """Whether this process was forked since this module was imported, or by multiprocessing before."""
     spawned = "__mp_main__" in sys.modules  # the parent's script, which children that were not forked import anew
     return bool(_forks) or (multiprocessing.parent_process() is not None and not spawned)
+
+
+@contextmanager
+def without_torch_threads() -> Iterator[None]:
+    """In a forked child let torch compute on the calling thread: GNU's runtime may wait for threads of the parent."""
+    if not _is_forked():
+        yield
+        return
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def unavailable_reason() -> str | None:

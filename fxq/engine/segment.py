@@ -105,9 +105,10 @@ class Segment(nn.Module):
         Raises:
             TargetError: the engine cannot run a node, or refuses the program.
         """
-        plan = self.plan()
-        key = tuple([torch.Size(port.shape[1:]) for port in plan.inputs])
-        self._runs[key] = self._bound(plan)
+        with library.without_torch_threads():
+            plan = self.plan()
+            key = tuple([torch.Size(port.shape[1:]) for port in plan.inputs])
+            self._runs[key] = self._bound(plan)
 
     def describe(self) -> str:
         """The name of what runs it."""
@@ -141,7 +142,8 @@ class Segment(nn.Module):
 
     def _build(self, shapes: list[tuple[int, ...]]) -> Run:
         try:
-            return self._bound(self.plan(*shapes))
+            with library.without_torch_threads():
+                return self._bound(self.plan(*shapes))
         except TargetError as refused:
             missing = library.unavailable_reason()
             if missing is not None:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import PythonCode
 
+from fxq.errors import InputError
+from fxq.ir.fixed_arguments import FIXED_KEY, check_fixed, check_fixed_arguments
 from fxq.ir.last_use import hand_over_residuals
 from fxq.ir.provenance import INFO_KEY, MODULE_KEY, SOURCE_KEY
 from fxq.ir.shapes import TENSOR_KEY
@@ -46,8 +48,17 @@ class TracedModule(GraphModule):
     def recompile(self) -> PythonCode:
         """Generate the code anew; it hands residuals over at their last use."""
         graph = self._graph
-        with _generating, graph.on_generate_code(lambda earlier: hand_over_residuals(self, graph, earlier)):
+        fixed = self.meta.get(FIXED_KEY, {})
+        with (
+            _generating,
+            graph.on_generate_code(lambda earlier: hand_over_residuals(self, graph, earlier)),
+            graph.on_generate_code(lambda earlier: check_fixed_arguments(graph, fixed, earlier)),
+        ):
             return super().recompile()
+
+    def _check_fixed(self, name: str, value: Any, default: tuple[Any, ...]) -> None:
+        """Called by the generated code, for an argument that the graph does not read."""
+        check_fixed(name, value, (self.meta[FIXED_KEY][name], *default))
 
     @property
     def code(self) -> str:
@@ -62,9 +73,8 @@ class TracedModule(GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         super().recompile()  # pickled is the plain code, which says no more than the graph
-        origins = [
-            (node.name, {key: node.meta[key] for key in _NODE_KEYS if key in node.meta}) for node in self.graph.nodes
-        ]
+        ordered = sorted(self.graph.nodes, key=lambda node: node.op != "placeholder")  # as the code has them
+        origins = [(node.name, {key: node.meta[key] for key in _NODE_KEYS if key in node.meta}) for node in ordered]
         name = type(self).__name__
         states = {path: (m.training, set(m._non_persistent_buffers_set)) for path, m in self.named_modules()}
         return _rebuild, (super().__reduce__(), name, dict(self.meta), origins, states)
@@ -133,6 +143,13 @@ def _restore_nodes(gm: TracedModule, origins: list[tuple[str, dict[str, Any]]]) 
         node._rename(name)
         node.meta.update(meta)
     gm.recompile()
+
+
+def check_graph_module(given: object, where: str) -> None:
+    """Raise InputError unless ``given`` is a graph module; ``where`` names what takes it."""
+    if not isinstance(given, GraphModule):
+        raise InputError(f"a {type(given).__name__} is no graph module", where=where,
+                         fix="give fxq.trace(model, example_inputs), or what fxq.compile returned")  # fmt: skip
 
 
 def copy_graph_module(model: GraphModule) -> TracedModule:

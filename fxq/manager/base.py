@@ -12,6 +12,7 @@ from torch import fx
 
 from fxq.errors import CalibrationError, InputError, PassError, TargetError
 from fxq.ir.matcher import RuleTable, apply_rules
+from fxq.ir.module import check_graph_module
 from fxq.ir.rewriter import Matched, Refused, Rewriter
 from fxq.ir.snapshot import GraphSnapshot, take_snapshot
 from fxq.ir.stage import Stage, set_graph_state, stage_of
@@ -102,10 +103,12 @@ class Pass(ABC):
             before: a snapshot of ``gm`` as it is, where the caller has one.
 
         Raises:
+            InputError: ``gm`` is no graph module.
             PassError: ``gm`` is at another stage, or the pass failed; names the node and shows the graph around it.
             CalibrationError: the pass calibrates, and the data is missing or not usable.
             TargetError: the pass lowers to a target that is unknown or that this machine cannot run.
         """
+        check_graph_module(gm, f"the pass `{self.name}`")
         context = context or PassContext(inputs=normalise_inputs(gm, example_inputs))
         check_stage(self, gm)
         ensure_recorded(gm, context.inputs)

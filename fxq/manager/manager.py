@@ -10,6 +10,7 @@ from torch import fx
 
 from fxq.errors import CalibrationError, FxqError, InputError, PassError, TargetError, nearest
 from fxq.ir.metrics import Distance, distance
+from fxq.ir.module import check_graph_module
 from fxq.ir.snapshot import GraphSnapshot, take_snapshot
 from fxq.manager.base import Pass, PassResult
 from fxq.manager.context import PassContext
@@ -98,10 +99,12 @@ class PassManager:
             on_pass: called with the record of each pass as soon as it ends, also of one that failed.
 
         Raises:
+            InputError: ``gm`` is no graph module.
             PassError: a pass failed; ``error.report`` holds everything up to and including it.
             VerifyError: a pass ran, but what it made does not hold what it promises; likewise.
             CalibrationError, TargetError: as the pass raised them.
         """
+        check_graph_module(gm, f"PassManager '{self.name}'")
         context = context or PassContext(inputs=normalise_inputs(gm, example_inputs))
         run = _Run(context, self.verify, report if report is not None else Report(), on_pass)
         try:

@@ -108,7 +108,7 @@ class MovingAverageObserver(Observer):
 
 def check_momentum(momentum: float) -> float:
     """Return ``momentum``, or raise InputError unless it lies in (0, 1]."""
-    if not isinstance(momentum, int | float) or not 0.0 < momentum <= 1.0:
+    if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0.0 < momentum <= 1.0:
         raise InputError(f"momentum is {momentum!r}", fix="give a number above 0 and at most 1")
     return momentum
 

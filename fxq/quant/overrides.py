@@ -45,6 +45,9 @@ class Override:
     def __post_init__(self) -> None:
         if not callable(self.where) and not (isinstance(self.where, str) and self.where):
             raise InputError(f"an override is for {self.where!r}", fix="give a path glob, a class or a function")
+        if not isinstance(self.quantise, bool):
+            raise InputError(f"quantise is {self.quantise!r}", where=f"the override for `{self.name}`",
+                             fix="give True or False")  # fmt: skip
         self.applied_to(Options())  # checks the options
 
     @property
@@ -105,7 +108,9 @@ def check_overrides(gm: fx.GraphModule, overrides: Iterable[Override]) -> None:
             fix = nearest(override.where, {_path(c.node) for c in calls} - {""})
         else:
             fix = nearest(override.name, {_kind_name(c) for c in calls})
-        raise InputError(f"the override for `{override.name}` matches no layer", where="recipe", fix=fix)
+        raise InputError(f"the override for `{override.name}` matches no layer", where="recipe",
+                         why="what is folded or fused into a layer, as norms and activations are, goes by that layer",
+                         fix=fix)  # fmt: skip
 
 
 def _path(node: fx.Node) -> str:
@@ -128,4 +133,9 @@ def _is_fused(call: OpCall, where: Any) -> bool:
 
 
 def _kind_name(call: OpCall) -> str:
-    return call.kind if isinstance(call.kind, str) else getattr(call.kind, "__name__", str(call.kind))
+    """The name by which users know the kind of a call: fxq's layers go by the layer of torch.nn that they extend."""
+    if isinstance(call.kind, str):
+        return call.kind
+    bases = call.kind.__mro__ if isinstance(call.kind, type) else (call.kind,)
+    known = next((base for base in bases if base.__module__.startswith("torch.nn.modules.")), call.kind)
+    return getattr(known, "__name__", str(known))

@@ -22,7 +22,7 @@ from fxq.storage.plan import FORMAT, VERSION, Plan, misfits, plan_document
 from fxq.storage.tensors import TensorPlan, load_tensor
 from fxq.targets.backends import exchange_backends
 from fxq.targets.resolve import module_backend
-from fxq.tracing.record import INPUTS_KEY, RECORD_KEY
+from fxq.tracing.record import INPUTS_KEY, keep_record
 from fxq.tracing.tracer import ModelTracer
 
 
@@ -82,7 +82,7 @@ def _load(file: StoredFile, classes: Iterable[type]) -> TracedModule:
     if file.metadata.get("target") == "native":
         gm = _for_this_machine(gm)
     if plan.trace is not None:
-        gm.meta[RECORD_KEY] = plan.trace
+        keep_record(gm, plan.trace)
     if plan.examples is not None:
         gm.meta[INPUTS_KEY] = plan.examples
     if report is not None:

@@ -9,17 +9,25 @@ from torch import nn
 from fxq.ir.rewriter import Rewriter
 from fxq.nn.qlayer import QLayer
 from fxq.nn.qoperation import QOperation
+from fxq.tracing.writing_order import writing_order
 
 
 def exchange_backends(rw: Rewriter, backend: str) -> None:
-    """Let the int8 modules that the graph calls run on ``backend``; they share their buffers with the old ones."""
+    """Let the int8 modules that the graph calls run on ``backend``; they share their buffers with the old ones.
+
+    A result of which the graph takes a view, and then writes into that memory, has to have the layout that the float
+    layer gave it, which the plain operations of "reference" do: of another layout, ``reshape`` would be a copy.
+    """
+    shared = writing_order(rw.graph, rw.identify).shared
+    plain = {str(node.target) for node in shared if node.op == "call_module"}
     done: dict[int, nn.Module] = {}
     for node in rw.nodes():
         module = rw.module_of(node)
-        if not isinstance(module, QLayer | QOperation) or module.backend == backend:
+        wanted = "reference" if str(node.target) in plain else backend
+        if not isinstance(module, QLayer | QOperation) or module.backend == wanted:
             continue
         if id(module) not in done:
-            done[id(module)] = _on(module, backend)
+            done[id(module)] = _on(module, wanted)
         rw.exchange_module(str(node.target), done[id(module)])
 
 

@@ -15,9 +15,10 @@ from fxq.tracing.frames import is_user_code, line_of_forward
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
 from fxq.tracing.leaves import has_hooks, is_compiled
 from fxq.tracing.preserve import ModuleState, changes_since, preserved, restore_state
-from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord, note_inputs
+from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord, keep_record, note_inputs
 from fxq.tracing.side_effects import describe, is_state
 from fxq.tracing.signals import BuiltinNeededError, SizeBranchError
+from fxq.tracing.single_layer import calling_layer
 from fxq.tracing.tracer import ModelTracer, TraceSettings
 
 
@@ -27,11 +28,13 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
     torch.nn's layers stay calls of themselves under their own path. A submodule that cannot be captured becomes one
     such call too, the smallest that will do; ``gm.meta["fxq_trace"]`` (a ``TraceRecord``) lists them with reasons.
     Sizes read from the inputs stay dynamic. Arguments that are not tensors, and defaults that the example does not
-    give, become constants. Every node has ``meta["fxq_source"]`` (``"file.py:12"``) and ``meta["fxq_module"]``.
+    give, become constants, and the graph refuses calls with others. Every node has ``meta["fxq_source"]``
+    (``"file.py:12"``) and ``meta["fxq_module"]``.
 
     The graph module shares layers, parameters and buffers with ``model``, as torch.fx has it: deep-copy the model
     first where that matters. ``model`` itself is left as it was, also after an error. Hooks of the root are not part
-    of the graph (the record says so); modules inside that carry hooks are called whole, with them.
+    of the graph (the record says so); modules inside that carry hooks are called whole, with them. A recurrent or
+    attention layer of torch.nn by itself is one call, at the path ``lstm``, ``multiheadattention``, ...
 
     Args:
         model: any module; a ``GraphModule`` comes back as a copy with the same graph.
@@ -49,14 +52,16 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
         gm.meta.setdefault(RECORD_KEY, TraceRecord(notes=_root_notes(model)))
         note_inputs(gm, model, inputs)
         return gm
+    model = calling_layer(model)
     with preserved(model) as states:
         graph, tracer = _attempts(model, inputs, states)
         gm = build_module(model, graph)
-    gm.meta[RECORD_KEY] = TraceRecord(
+    record = TraceRecord(
         leaves=tuple(tracer.leaves.values()),
         specialised=tuple(tracer.arguments.specialised),
         notes=(*_root_notes(model), *tracer.notes),
     )
+    keep_record(gm, record)
     note_inputs(gm, model, inputs)
     return gm
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Node
 
@@ -32,11 +34,43 @@ def _parents_are_rank_facts(node: Node) -> bool:
 
 def is_fixed_parts(node: Node) -> bool:
     """Whether ``node`` splits a tensor into a number of parts that the code fixes: chunk(2), split([3, 5])."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    how = node.args[1] if len(node.args) > 1 else node.kwargs.get("chunks", node.kwargs.get("split_size_or_sections"))
+    name, how = _name(node), _how(node)
     if name == "chunk":
         return isinstance(how, int)
+    if name == "tensor_split":
+        return isinstance(how, (int, list, tuple))
     return name in ("split", "split_with_sizes") and isinstance(how, (list, tuple))
+
+
+def split_dimension(node: Node) -> int | None:
+    """Return the dimension of whose size ``node`` makes as many parts as there is room for: split(4, 1), unbind(1)."""
+    by_size = _name(node) == "split" and isinstance(_how(node), int)
+    if not by_size and _name(node) != "unbind":
+        return None
+    at = 2 if by_size else 1
+    dim = node.args[at] if len(node.args) > at else node.kwargs.get("dim", 0)
+    return dim if isinstance(dim, int) else None
+
+
+def is_batch_size(node: Node) -> bool:
+    """Whether a size, see ``is_size``, follows from that of a first dimension."""
+    if node.target is len or (node.op == "call_method" and node.args[1:2] in ((), (0,))):
+        return True
+    if _name(node) == "getitem" and is_shape(node.args[0]):
+        return bool(node.args[1] == 0)
+    return any(is_batch_size(parent) for parent in node.all_input_nodes if is_size(parent))
+
+
+def _name(node: Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _how(node: Node) -> Any:
+    """The argument that says into what a split goes."""
+    names = ("chunks", "split_size_or_sections", "split_size", "split_sizes", "indices_or_sections", "sections",
+             "indices")  # fmt: skip
+    named = next((node.kwargs[name] for name in names if name in node.kwargs), None)
+    return node.args[1] if len(node.args) > 1 else named
 
 
 def is_size(value: object) -> bool:

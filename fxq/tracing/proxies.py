@@ -44,9 +44,7 @@ class ValueProxy(Proxy):
         raise BuiltinNeededError("float", sys._getframe(1))
 
     def __index__(self) -> int:
-        raise UntraceableError(
-            "a value that is only known when the model runs is used as a Python integer (range, index)"
-        )
+        return int(self.tracer.integer(self))  # type: ignore[attr-defined]
 
     def __contains__(self, item: object) -> bool:
         raise UntraceableError("membership (`in`) is tested on a value that is only known when the model runs")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxq.ir.fixed_arguments import FIXED_KEY
+from fxq.ir.module import TracedModule
 from fxq.ir.shapes import TensorSpec
 from fxq.tracing.inputs import ModelInputs
 
@@ -59,6 +62,21 @@ class TraceRecord:
     def leaf(self, path: str) -> OpaqueLeaf | None:
         """Return the record of the opaque module at ``path``, or ``None``."""
         return next((leaf for leaf in self.leaves if leaf.path == path), None)
+
+
+def keep_record(gm: TracedModule, record: TraceRecord) -> None:
+    """Keep ``record`` with its graph, whose code then refuses other values of the arguments that became constants."""
+    gm.meta[RECORD_KEY] = record
+    gm.meta[FIXED_KEY] = {s.name: value for s in record.specialised for value in _plain_values(s.value)}
+    gm.recompile_on_use()
+
+
+def _plain_values(text: str) -> tuple[Any, ...]:
+    """The value with this ``repr``, where it is one of Python's literals."""
+    try:
+        return (ast.literal_eval(text),)
+    except (ValueError, SyntaxError):
+        return ()
 
 
 def note_inputs(gm: fx.GraphModule, model: nn.Module, inputs: ModelInputs | None) -> None:

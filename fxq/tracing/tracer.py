@@ -25,7 +25,7 @@ from fxq.tracing.arguments import Arguments, arguments_for, placeholder_target
 from fxq.tracing.autograd_functions import autograd_functions_refused
 from fxq.tracing.builtin_calls import RECORDED_BUILTINS, BuiltinPatches, original_type
 from fxq.tracing.constructors import CONSTRUCTORS, torch_functions_replaced
-from fxq.tracing.facts import is_fixed_parts, is_rank_fact, is_size, sample_of
+from fxq.tracing.facts import is_batch_size, is_fixed_parts, is_rank_fact, is_size, sample_of, split_dimension
 from fxq.tracing.frames import is_running, is_user_code, line_of_forward, line_of_frame, user_frame
 from fxq.tracing.guards import guard_at, tests_inside_call
 from fxq.tracing.inputs import ModelInputs
@@ -299,6 +299,10 @@ class ModelTracer(torch.fx.Tracer):
         """Go the way that a condition on sizes takes on the example, where that is wanted, and record a check of it."""
         if self._path not in self.settings.followed:
             raise SizeBranchError("control flow depends on sizes, which are only known when the model runs")
+        return self._checked(condition, outcome)
+
+    def _checked(self, condition: Proxy, outcome: bool) -> bool:
+        """Record a check that ``condition`` comes out as on the example, and a note."""
         line = self._source("call_function")
         text = f"{line} went another way on the sizes of example_inputs: compile the model for inputs of these sizes"
         self.create_proxy(
@@ -316,7 +320,45 @@ class ModelTracer(torch.fx.Tracer):
             value = self._probe.value(node)
             if isinstance(value, (tuple, list)):
                 return iter([obj[index] for index in range(len(value))])  # type: ignore[index]
+        parts = self._parts_of_size(obj)
+        if parts is not None:
+            return iter([obj[index] for index in range(parts)])  # type: ignore[index]
         raise UntraceableError("a value that is only known when the model runs is iterated over")
+
+    def integer(self, obj: Proxy) -> int:
+        """Answer a use as a Python integer: in the root, which cannot be opaque, with a size of the example, checked.
+
+        The size of a batch is no such size: any goes with every graph.
+        """
+        node = obj.node
+        if self._probe is not None and not self._path and is_size(node) and not is_batch_size(node):
+            value = self._probe.value(node)
+            if isinstance(value, int):
+                condition: Any = operator.eq(obj, value)
+                self._checked(condition, True)
+                return value
+        raise UntraceableError(
+            "a value that is only known when the model runs is used as a Python integer (range, index)"
+        )
+
+    def _parts_of_size(self, obj: Proxy) -> int | None:
+        """How many parts a split of a dimension behind the batch has on the example; the size is checked by the graph.
+
+        As with branches on sizes, a module that hides no more than one layer is rather left opaque.
+        """
+        dim, source = split_dimension(obj.node), obj.node.args[0] if obj.node.args else None
+        if dim is None or self._probe is None or not isinstance(source, Node):
+            return None
+        whole, parts = self._probe.value(source), self._probe.value(obj.node)
+        if not isinstance(whole, Tensor) or not isinstance(parts, (tuple, list)) or dim % whole.dim() == 0:
+            return None
+        size = self.proxy(source).size(dim)
+        condition: Any = operator.eq(size, whole.shape[dim])
+        if self._path:
+            self._follow(condition, True)
+        else:
+            self._checked(condition, True)  # the root cannot be opaque
+        return len(parts)
 
     def proxy_is_instance(self, proxy: ValueProxy, classes: Any) -> bool:
         """``isinstance`` for the value that ``proxy`` stands for."""

@@ -95,3 +95,22 @@ def test_a_child_that_loads_the_engine_first_does_not_wait_either() -> None:
         "    os._exit(0)",
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))",
     )
+
+
+@FORKS
+def test_a_child_that_makes_the_first_plan_does_not_wait_either() -> None:
+    """Plans are made of weights by torch's own operations, which run on the parent's threads where they are large."""
+    in_a_process_of_its_own(
+        "from torch import nn",
+        "import fxq",
+        "torch.manual_seed(0)",
+        "x = torch.randn(2, 3, 12, 12)",
+        "net = nn.Sequential(nn.Conv2d(3, 256, 3), nn.ReLU(), nn.Conv2d(256, 512, 3), nn.ReLU()).eval()",
+        "gm = fxq.compile(net, x, calibration=[x], target='native', progress=False)",
+        "operator()",
+        "child = os.fork()",
+        "if child == 0:",
+        "    gm(torch.randn(2, 3, 16, 16))",
+        "    os._exit(0 if torch.get_num_threads() == 2 else 1)",
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))",
+    )

@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 import fxq
 from fxq.errors import InputError, PassError
 from fxq.ir.metrics import distance
-from fxq.ir.shapes import tensor_spec
 from fxq.passes.lower_half import LowerHalf
 from fxq.pipelines import float_pipeline
 from fxq.targets import half_support
+from tests.passes.half_graphs import Gated, casts_of, dtypes_of
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -73,16 +73,6 @@ def _lower(model: nn.Module, x: Any, *args: Any, **options: Any) -> fx.GraphModu
     return fxq.compile(model, x, passes=float_pipeline().insert_before("fuse_residual", lowering))
 
 
-def _casts(gm: fx.GraphModule) -> list[fx.Node]:
-    return [n for n in gm.graph.nodes if n.op == "call_method" and n.target == "to"]
-
-
-def _dtype(gm: fx.GraphModule, name: str) -> torch.dtype:
-    spec = tensor_spec(next(n for n in gm.graph.nodes if n.name == name))
-    assert spec is not None
-    return spec.dtype
-
-
 def _reasons(gm: fx.GraphModule) -> dict[str, str]:
     return {r.node: r.reason for r in fxq.report(gm)["lower_half"].refused}
 
@@ -111,9 +101,9 @@ def test_sensitive_operations_stay_in_float() -> None:
     assert reasons["mean"] == "it is a mean"
     assert reasons["log_softmax"] == reasons["encoder_layers_0_self_attn_attention"] == "it sums exponentials"
     for name in ("norm", "mean", "log_softmax", "encoder_layers_0_self_attn_attention"):
-        assert _dtype(gm, name) is torch.float32
+        assert dtypes_of(gm)[name] is torch.float32
     for name in ("patch", "encoder_layers_0_linear1", "head"):
-        assert _dtype(gm, name) is torch.bfloat16
+        assert dtypes_of(gm)[name] is torch.bfloat16
     assert {x.name: x.why_float for x in fxq.report(gm).layers}["mean"] == "it is a mean"
 
 
@@ -129,7 +119,7 @@ def test_values_are_converted_once_and_never_back_and_forth() -> None:
 
     torch.manual_seed(0)
     gm = _lower(Shared().eval(), torch.randn(2, 8))
-    casts = _casts(gm)
+    casts = casts_of(gm)
     assert len(casts) == 3  # x, once for both layers; y for the softmax; the result of c
     assert not any(c.args[0] in casts for c in casts)
     assert all(t.dtype is torch.float32 for t in gm(torch.randn(3, 8)))
@@ -146,7 +136,7 @@ def test_parts_of_one_value_are_converted_in_one_go() -> None:
             return a.softmax(-1) * b.exp() + c.softmax(-1)
 
     gm = _lower(Parts().eval(), torch.randn(2, 8))
-    assert [str(c.args[0]) for c in _casts(gm)] == ["x", "all_1"]
+    assert [str(c.args[0]) for c in casts_of(gm)] == ["x", "all_1"]
 
 
 def test_constants_and_weights_are_converted_when_the_pass_runs() -> None:
@@ -154,7 +144,7 @@ def test_constants_and_weights_are_converted_when_the_pass_runs() -> None:
     gm = _lower(Vision().eval(), torch.randn(2, 3, 16, 16))
     assert dict(gm.named_parameters())["positions_bf16"].dtype is torch.bfloat16
     assert gm.get_submodule("patch").weight.dtype is torch.bfloat16
-    assert not any(c.args[0].op == "get_attr" for c in _casts(gm))  # type: ignore[union-attr]
+    assert not any(c.args[0].op == "get_attr" for c in casts_of(gm))  # type: ignore[union-attr]
 
 
 def test_a_layer_that_is_called_twice_has_one_set_of_weights() -> None:
@@ -174,7 +164,7 @@ def test_small_products_follow_what_they_read() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4), nn.Softmax(-1), nn.Linear(4, 4)).eval()
     gm = _lower(model, torch.randn(4, 32), least_macs=4 * 32 * 64)
-    assert [_dtype(gm, n) for n in ("_0", "_2", "_4")] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert [dtypes_of(gm)[n] for n in ("_0", "_2", "_4")] == [torch.bfloat16, torch.bfloat16, torch.float32]
     assert _reasons(gm)["_4"] == "its 64 multiply-adds do not pay for conversions"
 
 
@@ -218,6 +208,23 @@ def test_masks_and_constants_out_of_the_range_of_fp16() -> None:
     reasons = _reasons(gm)
     assert "reach 1e+09 on the example inputs" in reasons["add"]
     assert reasons["mul"] == "the constant 1000000.0 is out of the range of half precision"
+
+
+def test_a_mask_of_the_lowest_number_stays_one_in_bf16() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+            self.register_buffer("mask", torch.full((8,), torch.finfo(torch.float32).min))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.fc(x) + self.mask).softmax(-1)
+
+    torch.manual_seed(0)
+    model, x = Hidden().eval(), torch.randn(2, 8)
+    gm = _lower(model, x)
+    assert _reasons(gm)["add"] == "its constant `mask` reaches numbers that are infinite in half precision"
+    assert torch.allclose(gm(x), model(x))  # of -inf alone, softmax makes NaN
 
 
 def test_weights_and_values_out_of_the_range_of_fp16() -> None:
@@ -300,21 +307,13 @@ def test_bad_options_and_missing_inputs() -> None:
 
 @pytest.mark.parametrize("target", ["reference", "auto"])
 def test_mixed_quantises_layers_alone_and_carries_bf16_between(target: str) -> None:
-    class Gated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.c(self.a(x) * self.b(x).sigmoid())
-
     torch.manual_seed(0)
     model, x = Gated().eval(), torch.randn(2, 8, 9, 9)
     gm = fxq.compile(model, x, calibration=[x], recipe="mixed", target=target)
     assert [type(m).__name__ for m in gm.modules()].count("QConv2d") == 3
     assert distance(model(x), gm(x)).sqnr_db > 25
     if half_support.no_half_reason("bf16") is None:
-        assert _dtype(gm, "mul") is torch.bfloat16
+        assert dtypes_of(gm)["mul"] is torch.bfloat16
         assert next(iter(next(n for n in gm.graph.nodes if n.name == "mul").users)).name == "mul_quantize"
     int8 = fxq.compile(model, x, calibration=[x], recipe="int8", target="reference")
     assert "QMul" in {type(m).__name__ for m in int8.modules()}

@@ -14,24 +14,13 @@ import fxq
 from fxq.engine.library import unavailable_reason
 from fxq.ir import graph_text, take_snapshot
 from fxq.ir.metrics import distance
-from fxq.ir.shapes import tensor_spec
 from fxq.passes import FormSegments
 from fxq.passes._half_table import FLOAT_INSIDE
 from fxq.passes.lower_half import LowerHalf
 from fxq.targets.half_support import no_half_reason
+from tests.passes.half_graphs import Gated, casts_of, dtypes_of
 
 pytestmark = pytest.mark.skipif(no_half_reason("bf16") is not None, reason=str(no_half_reason("bf16")))
-
-
-class Gated(nn.Module):
-    """Two convolutions multiplied, a third behind: squeeze-and-excitation without the squeeze."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c(self.a(x) * self.b(x).sigmoid())
 
 
 class Excited(nn.Module):
@@ -75,14 +64,6 @@ def _images(shape: tuple[int, ...] = (2, 8, 9, 9)) -> list[Any]:
 def _tokens() -> list[Any]:
     torch.manual_seed(1)
     return [torch.randint(0, 50, (2, 7)) for _ in range(3)]
-
-
-def _dtypes(gm: fx.GraphModule) -> dict[str, torch.dtype]:
-    return {n.name: spec.dtype for n in gm.graph.nodes if (spec := tensor_spec(n)) is not None}
-
-
-def _casts(gm: fx.GraphModule) -> list[str]:
-    return [n.name for n in gm.graph.nodes if n.op == "call_method" and n.target == "to"]
 
 
 GOLDEN = """\
@@ -134,7 +115,7 @@ def test_networks(make: Any, data: Any, target: str, tmp_path: Any) -> None:
 def test_everything_between_the_layers_of_a_cnn_is_bf16() -> None:
     torch.manual_seed(0)
     gm = _mixed(Excited().eval(), _images())
-    dtypes = _dtypes(gm)
+    dtypes = dtypes_of(gm)
     assert {n for n, d in dtypes.items() if d is torch.float32} == {"x", "head", "output"}
     assert dtypes["adaptive_avg_pool2d"] is dtypes["mul"] is dtypes["mean"] is torch.bfloat16
     assert {x.name: x.value for x in fxq.report(gm).layers}["mul"] == "bf16[2, 16, 9, 9]"
@@ -144,14 +125,14 @@ def test_everything_between_the_layers_of_a_cnn_is_bf16() -> None:
 def test_the_residual_stream_of_a_transformer_is_bf16(norm_first: bool) -> None:
     torch.manual_seed(0)
     gm = _mixed(Encoder(norm_first).eval(), _tokens())
-    dtypes = _dtypes(gm)
+    dtypes = dtypes_of(gm)
     for name in ("layers_layers_0_self_attn_out_proj", "layers_layers_0_norm2", "layers_layers_1_linear2", "mean"):
         assert dtypes[name] is torch.bfloat16
     assert {n for n in dtypes if n.endswith("_add")} == {n for n, d in dtypes.items() if n.endswith("_add")
                                                          and d is torch.bfloat16}  # fmt: skip
     # attention stays in float32, and what leads to it is given so at once
     assert dtypes["layers_layers_1_self_attn_in_proj"] is dtypes["layers_layers_1_self_attn_attention"] is torch.float32
-    assert _casts(gm) == ["norm_bf16"]  # the embeddings' norm, where the stream begins
+    assert [n.name for n in casts_of(gm)] == ["norm_bf16"]  # the embeddings' norm, where the stream begins
 
 
 def test_diagrams_show_the_dtype(tmp_path: Any) -> None:
@@ -174,6 +155,18 @@ def test_the_engine_leaves_bf16_to_pytorch() -> None:
     assert distance(gm(data[0]), formed.graph_module(data[0])).sqnr_db > 35
 
 
+@pytest.mark.parametrize("where", ["b", nn.Conv2d, "mul", torch.mul])
+def test_overrides_keep_layers_in_float32(where: Any) -> None:
+    torch.manual_seed(0)
+    data = _images()
+    recipe = fxq.Recipe("mixed", overrides=(fxq.Override(where, quantise=False),))
+    gm = fxq.compile(Gated().eval(), data[0], calibration=data, recipe=recipe, progress=False)
+    kept = {"b": ["b"], nn.Conv2d: ["a", "b", "c"]}.get(where, ["mul"])
+    assert all(dtypes_of(gm)[name] is torch.float32 for name in kept)
+    kinds = {name: type(module).__name__ for name, module in gm.named_modules()}
+    assert [name for name in "abc" if kinds[name] != "QConv2d"] == [name for name in kept if name != "mul"]
+
+
 class Masked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +181,7 @@ def test_masks_of_the_lowest_number_stay_in_float() -> None:
     torch.manual_seed(0)
     model, x, nothing = Masked().eval(), torch.randn(4, 3, 8), torch.zeros(4, 1, 8)
     gm = _mixed(model, [(x, torch.ones(4, 1, 8)), (x, nothing)])
-    assert _dtypes(gm)["add"] is torch.float32
+    assert dtypes_of(gm)["add"] is torch.float32
     assert torch.isfinite(gm(x, nothing)).all()  # in bf16 that number would be an infinity, and its softmax NaN
 
 
@@ -206,7 +199,7 @@ def test_codes_that_float_reads_are_dequantised_to_bf16() -> None:
     gm = _mixed(Read().eval(), _images())
     border = next(m for m in gm.modules() if type(m).__name__ == "Dequantize")
     assert border.dtype is torch.bfloat16
-    assert _dtypes(gm)["mul"] is torch.bfloat16
+    assert dtypes_of(gm)["mul"] is torch.bfloat16
 
 
 def test_a_layer_that_is_called_twice_gives_what_each_reader_wants() -> None:
@@ -222,7 +215,7 @@ def test_a_layer_that_is_called_twice_gives_what_each_reader_wants() -> None:
     torch.manual_seed(0)
     model, data = Twice().eval(), _images((4, 8))
     gm = _mixed(model, data)
-    dtypes = _dtypes(gm)
+    dtypes = dtypes_of(gm)
     assert [dtypes["fc"], dtypes["fc_1"]] == [torch.bfloat16, torch.float32]
     for expected, actual in zip(model(data[0]), gm(data[0]), strict=True):
         assert distance(expected, actual).sqnr_db > 22
@@ -240,8 +233,8 @@ def test_what_both_read_is_converted_once() -> None:
 
     torch.manual_seed(0)
     gm = _mixed(Both().eval(), _images((4, 8)))
-    assert _dtypes(gm)["a"] is _dtypes(gm)["mul"] is torch.bfloat16
-    assert _casts(gm) == ["a_float"]
+    assert dtypes_of(gm)["a"] is dtypes_of(gm)["mul"] is torch.bfloat16
+    assert [n.name for n in casts_of(gm)] == ["a_float"]
 
 
 def test_a_second_run_changes_nothing() -> None:
@@ -257,7 +250,7 @@ def test_fp16_is_converted_by_itself() -> None:
     int8 = fxq.compile(model, data[0], calibration=data, recipe=fxq.Recipe("int8", overrides=(
         fxq.Override("mul", quantise=False),)), target="reference", progress=False)  # fmt: skip
     gm = LowerHalf("fp16", anywhere=True, least_macs=0)(int8, data[0]).graph_module
-    assert set(_dtypes(gm).values()) <= {torch.float32, torch.uint8, torch.float16}
+    assert set(dtypes_of(gm).values()) <= {torch.float32, torch.uint8, torch.float16}
     assert torch.isfinite(gm(data[0])).all()
 
 

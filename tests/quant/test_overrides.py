@@ -145,3 +145,12 @@ def test_options_that_a_recipe_does_not_look_at_are_errors() -> None:
 def test_an_override_for_an_empty_path_is_an_error() -> None:
     with pytest.raises(InputError, match="an override is for ''"):
         Override("", quantise=False)
+
+
+def test_what_was_fused_goes_by_its_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    x = torch.randn(2, 3, 8, 8)
+    for where, wanted in (("1", "did you mean|known: '0'"), (nn.Conv1d, "did you mean 'Conv2d'")):
+        recipe = fxq.Recipe(overrides=(fxq.Override(where, quantise=False),))
+        with pytest.raises(InputError, match=rf"goes by that layer\n.*({wanted})"):
+            fxq.compile(model, x, calibration=[x], recipe=recipe)

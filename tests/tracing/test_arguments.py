@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fxq
+from fxq.errors import InputError
 from fxq.tracing import ModelInputs, trace
 
 Same = Callable[..., None]
@@ -38,6 +41,31 @@ def test_defaults_that_are_not_given_are_specialised(same: Same) -> None:
     same(model, gm, torch.randn(5, 4), None, 2.0, mode="sum", n=1)
     names = {s.name: s.value for s in gm.meta["fxq_trace"].specialised}
     assert names == {"mask": "None", "scale": "2.0", "mode": "'sum'", "n": "1"}
+
+
+def test_other_values_of_what_became_a_constant_are_refused(tmp_path: Path) -> None:
+    model = Flags()
+    made = fxq.compile(model.eval(), X, recipe="float")
+    fxq.save(made, tmp_path / "flags.fxq")
+    for gm in (
+        trace(model, X),
+        made,
+        fxq.load(tmp_path / "flags.fxq"),
+        copy.deepcopy(made),
+        pickle.loads(pickle.dumps(made)),
+    ):
+        assert torch.equal(gm(X, None, 2, mode="sum"), model(X))
+        with pytest.raises(InputError, match=r"the argument `mask` is given, and the graph was made for None"):
+            gm(X, mask=torch.ones(2, 4))
+        with pytest.raises(InputError, match=r"`scale` is 3\.0, and the graph was made for 2\.0"):
+            gm(X, scale=3.0)
+        with pytest.raises(InputError, match="`mode` is 'mean', and the graph was made for 'sum'"):
+            gm(X, mode="mean")
+    gm = trace(model, {"x": X, "scale": 3.0})
+    assert torch.equal(gm(X, scale=3.0), model(X, scale=3.0))
+    assert torch.equal(gm(X), model(X, scale=3.0))
+    assert torch.equal(torch.fx.symbolic_trace(gm)(X), model(X, scale=3.0))
+    assert torch.equal(torch.jit.trace(gm, X)(X), model(X, scale=3.0))
 
 
 def test_flags_in_the_example_are_specialised_to_their_value(same: Same) -> None:

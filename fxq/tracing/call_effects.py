@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.names import DROPOUT_FUNCTIONS, function_name
 from fxq.ir.ops import DROPOUTS, SPECS, WEIGHTED
+from fxq.ir.shapes import tensor_spec
 from fxq.tracing.operations import is_in_place
 
 WRITES: Final = "it writes into its input"
@@ -38,11 +39,21 @@ def writes(call: OpCall) -> bool:
         return call.module is not None and not _is_library_module(call.module)
     if call.node.op not in ("call_function", "call_method"):
         return False
-    if is_in_place(call.node.op, target) or call.node.kwargs.get("out") is not None or _asks_for_inplace(call):
+    if _says_so(call):
         return True
     if call.node.op == "call_method":
-        return not _is_tensor_method(str(target))
+        return not _is_tensor_method(str(target), call.node.args[0])
     return not _is_library_function(target)
+
+
+def surely_writes(call: OpCall) -> bool:
+    """Whether a call is an in-place operation, and not code that fxq cannot see."""
+    return call.inplace or (not call.known and _says_so(call))
+
+
+def _says_so(call: OpCall) -> bool:
+    node = call.node
+    return is_in_place(node.op, node.target) or node.kwargs.get("out") is not None or _asks_for_inplace(call)
 
 
 def effect(call: OpCall) -> str | None:
@@ -92,8 +103,10 @@ def _is_result_class(target: Any) -> bool:
     return isinstance(target, type) and (dataclasses.is_dataclass(target) or issubclass(target, tuple | dict))
 
 
-def _is_tensor_method(name: str) -> bool:
-    return hasattr(torch.Tensor, name) and name not in _CONTAINER_METHODS and name not in ("backward", "register_hook")
+def _is_tensor_method(name: str, owner: Any) -> bool:
+    """Whether ``owner.name(...)`` is a method of a tensor; lists and dicts have some of these names, and write."""
+    tensor = name not in _CONTAINER_METHODS or (isinstance(owner, fx.Node) and tensor_spec(owner) is not None)
+    return tensor and hasattr(torch.Tensor, name) and name not in ("backward", "register_hook")
 
 
 def _is_library_function(target: Callable[..., Any]) -> bool:
