@@ -27,7 +27,7 @@ _EXACT = 2**24  # float32 holds every integer up to it
 
 
 class QDQAttention(nn.Module):
-    """``F.scaled_dot_product_attention``, its exponentials rounded to steps of 1/65535; gradients pass straight through.
+    """``F.scaled_dot_product_attention``, exponentials rounded to steps of 1/65535; gradients pass straight through.
 
     Args:
         is_causal, scale: as the function takes them.
