@@ -18,6 +18,7 @@ from setuptools.command.build_ext import build_ext
 
 ENGINE = "fxq.engine._native"
 SOURCES = Path("fxq/engine/csrc")
+DYNAMIC = Path("fxq/nn/kernels/csrc")
 #: Compiled once.
 COMMON = (
     "arena", "check_common", "check_conv", "check_load_store", "check_pointwise", "check_spatial", "check_transformer",
@@ -134,7 +135,8 @@ setup(
         ),
         Extension(
             "fxq.nn.kernels._dynamic",
-            ["fxq/nn/kernels/csrc/dynamic.cpp"],
+            [str(path) for path in sorted(DYNAMIC.glob("*.cpp"))],
+            depends=[str(path) for path in sorted(DYNAMIC.glob("*.h"))],
             language="c++",
             optional=True,
             extra_compile_args=list(FLAGS),

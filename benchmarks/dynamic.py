@@ -26,6 +26,8 @@ import fxq
 from benchmarks import show
 from fxq.analysis.timing import Row, format_time, interleave, noise_warning, summarise
 from fxq.ir.metrics import distance
+from fxq.nn.dynamic_codes import GRANULARITIES
+from fxq.passes import QuantiseDynamically
 
 _WIDTH = 140
 _STEPS = 50
@@ -70,15 +72,18 @@ class Recurrent(nn.Module):
         return y
 
 
-CASES = tuple(
-    Case(kind, width, rows) for kind in ("LSTM", "GRU", "Linear") for width in (128, 512, 1024) for rows in (1, 16)
+CASES = (
+    *(Case(kind, width, rows) for kind in ("LSTM", "GRU") for width in (128, 512, 1024) for rows in (1, 16)),
+    *(Case("Linear", width, rows) for width in (128, 256, 512, 1024, 2048, 4096) for rows in (1, 4, 16, 64, 128, 512)),
 )
 
 
-def measure(case: Case, budget_s: float, seed: int = 0) -> Result:
+def measure(case: Case, budget_s: float, granularity: str = "token", seed: int = 0) -> Result:
     """Time float, PyTorch's and fxq's dynamic quantisation of ``case`` for about ``budget_s`` seconds."""
     model, x = case.build(seed)
-    models = {"float": model, "torch": _torch_dynamic(model), "fxq": fxq.compile(model, x, recipe="dynamic")}
+    passes = None if granularity == "token" else [QuantiseDynamically(granularity=granularity)]
+    own = fxq.compile(model, x, recipe="dynamic", passes=passes)
+    models = {"float": model, "torch": _torch_dynamic(model), "fxq": own}
     with torch.inference_mode():
         wanted = model(x)
         sqnr = {name: distance(wanted, m(x)).sqnr_db for name, m in models.items() if name != "float"}
@@ -121,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dynamic", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kinds", nargs="+", default=["LSTM", "GRU", "Linear"], choices=["LSTM", "GRU", "Linear"])
     parser.add_argument("--widths", nargs="+", type=int, metavar="N", help="only these widths")
+    parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="only these numbers of rows, or of sequences")
+    parser.add_argument("--granularity", default="token", choices=GRANULARITIES, help="what shares a scale in fxq")
     parser.add_argument("--budget", type=float, default=3.0, metavar="S", help="seconds for each layer (default 3)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
@@ -130,11 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     machine = show.environment()
     console.print(f"{machine['cpu']}: {' '.join(machine['flags'])}; torch {torch.__version__}")
-    chosen = [c for c in CASES if c.kind in options.kinds and (not options.widths or c.width in options.widths)]
+    chosen = [c for c in CASES if c.kind in options.kinds and (not options.widths or c.width in options.widths)
+              and (not options.rows or c.rows in options.rows)]  # fmt: skip
     results = []
     for case in chosen:
         with console.status(f"{case.kind} {case.width}, batch {case.rows}"):
-            results.append(measure(case, options.budget))
+            results.append(measure(case, options.budget, options.granularity))
     console.print(table(results))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)

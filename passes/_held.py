@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from fxq.ir.aliasing import sharing
+from fxq.ir.call_effects import writes
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.scalars import is_scalar
 from fxq.passes._dtypes import attribute
-from fxq.tracing.aliasing import sharing
-from fxq.tracing.call_effects import writes
 
 
 def held_reason(name: str, node: Any, rw: Rewriter) -> str | None:

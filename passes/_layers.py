@@ -8,13 +8,13 @@ from typing import TypeVar
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxq.ir.call_effects import writes
 from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.ops import WEIGHTED, Kind
 from fxq.ir.parameters import shared_tensors
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.snapshot import kind_text
 from fxq.nn import FUSED_LAYERS, Epilogue, fuse_layer
-from fxq.tracing.call_effects import writes
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
+from fxq.ir.call_effects import writes
 from fxq.ir.rewriter import Rewriter
-from fxq.tracing.call_effects import writes
 
 
 def written_attributes(rw: Rewriter) -> set[str]:

@@ -11,13 +11,14 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
+from fxq.passes._repeats import repeats, without
 from fxq.quant.calibration import Calibration
 from fxq.quant.observers import Observer
 
 
 @dataclass(frozen=True)
 class Calibrate(Pass):
-    """Fill the observers.
+    """Fill the observers, each with every value once, however often it is moved.
 
     Before: ``MinMaxObserver[...] {nothing seen}``. After: ``MinMaxObserver[...] {[-2.1, 3.4]}``.
 
@@ -47,7 +48,7 @@ class Calibrate(Pass):
                 rw.exchange_module(path, copies[path])
         for observer in copies.values():
             observer.active = True
-        batches = calibration.run(rw.gm, context.progress)
+        batches = calibration.run(without(rw.gm, repeats(rw)), context.progress)
         for observer in copies.values():
             observer.active = False
         context.note(f"{len(copies)} observers, {batches} batches")

@@ -10,6 +10,8 @@ from typing import ClassVar, Final
 import torch
 from torch import fx
 
+from fxq.ir.aliasing import merge_hazard
+from fxq.ir.call_effects import CHECKS, WRITES, effect
 from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.names import DROPOUT_FUNCTIONS, function_name
 from fxq.ir.ops import DROPOUTS, IDENTITY_TYPES
@@ -18,8 +20,6 @@ from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
 from fxq.passes._dtypes import Dtypes, infer_dtypes
-from fxq.tracing.aliasing import merge_hazard
-from fxq.tracing.call_effects import CHECKS, WRITES, effect
 
 _POOLS: Final = ("max_pool1d", "max_pool2d", "max_pool3d")
 _AVERAGES: Final = ("avg_pool1d", "avg_pool2d", "avg_pool3d")

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from fxq.ir.call_effects import effect
 from fxq.ir.identify import OpCall, read_attribute
 from fxq.ir.rewriter import Rewriter
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._written import written_attributes
-from fxq.tracing.call_effects import effect
 
 
 @dataclass(frozen=True)

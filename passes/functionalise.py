@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Final
 
 from torch import fx
 
+from fxq.ir.aliasing import sharing
+from fxq.ir.call_effects import writes
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import DROPOUTS
 from fxq.ir.rewriter import Rewriter
@@ -18,8 +20,6 @@ from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
 from fxq.passes._dtypes import Dtypes, infer_dtypes
 from fxq.passes._spelling import canonical_call
-from fxq.tracing.aliasing import sharing
-from fxq.tracing.call_effects import writes
 
 _RULE: Final = "out_of_place"
 _OF_NUMBERS: Final[dict[Any, Callable[..., Any]]] = {

@@ -35,7 +35,7 @@ _OTHERS: Final = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.Gr
                   nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # fmt: skip
 _COMPUTES: Final = ("auto", *COMPUTES)
 #: From here on a linear layer gains, and the least share of a model's multiply-adds that must gain.
-_LEAST_MACS: Final = {"compiled": 2**19, "operators": 2**21}
+_LEAST_MACS: Final = {"compiled": 2**17, "operators": 2**21}
 _SHARE: Final = 0.5
 
 
@@ -57,8 +57,8 @@ class QuantiseDynamically(Pass):
         compute: what runs recurrent layers: "int8", "float" (on the dequantised weights), or "auto", the faster of the
             two by :func:`fxq.nn.recurrent_choice.faster_compute`; cells are always "int8".
         only_if_faster: leave what would gain nothing, and leave everything where that is most of the model: a linear
-            layer gains from 2**19 multiply-adds at the recorded shapes with fxq's compiled kernel (measured on
-            AVX512-VNNI, one thread: 1.0 times float's speed at 16 x 128 x 128, 1.4 at 32 x 128 x 128, 2.7 at 1 x 1024 x
+            layer gains from 2**17 multiply-adds at the recorded shapes with fxq's compiled kernel (measured on
+            AVX512-VNNI, one thread: 1.1 times float's speed at 1 x 128 x 128, 1.4 at 8 x 128 x 128, 3.5 at 1 x 1024 x
             1024), from 2**21 without it (0.9 at 1 x 768 x 768, 1.7 at 197 x 256 x 256, 2.9 at 1 x 768 x 3072), a
             recurrent layer where int8 is the faster way to run it, and none on "reference"; and layers that gain must
             hold half of the model's multiply-adds.

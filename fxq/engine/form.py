@@ -17,8 +17,8 @@ from fxq.ir.module import build_module
 from fxq.ir.ops import MOVES
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import TENSOR_KEY, keep_record, tensor_spec
+from fxq.ir.writing_order import writing_order
 from fxq.nn import Dequantize, QCat, QPad, Quantize
-from fxq.tracing.writing_order import writing_order
 
 #: What computes nothing: a part of these alone costs as much to call as it saves.
 _BORDERS = (Quantize, Dequantize, QCat, QPad)

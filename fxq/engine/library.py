@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import multiprocessing
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-import torch
 
 from fxq.engine import abi
 from fxq.errors import TargetError, nearest
 from fxq.extensions import extension_file
+from fxq.openmp import openmp
 
 #: Slowest first.
 ISAS = ("portable", "avx2", "avxvnni", "avx512vnni", "amx")
@@ -76,43 +71,10 @@ def _declare(library: ctypes.CDLL) -> None:
 
 
 def _lend_threads(library: ctypes.CDLL) -> None:
-    """Tell the engine where torch's OpenMP runtime is, if it has one; its symbols are found through torch's module.
-
-    In a forked child GNU's runtime may wait for ever for threads that only the parent has, so there it stays unknown.
-    """
-    if _is_forked():
-        return
-    module = ctypes.CDLL(torch._C.__file__)
-    try:
-        parallel, number = module.GOMP_parallel, module.omp_get_thread_num
-    except AttributeError:
-        return
-    library.fxq_openmp(ctypes.cast(parallel, ctypes.c_void_p), ctypes.cast(number, ctypes.c_void_p))
-
-
-_forks: list[bool] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _forks.append(True))
-
-
-def _is_forked() -> bool:
-    """Whether this process was forked since this module was imported, or by multiprocessing before."""
-    spawned = "__mp_main__" in sys.modules  # the parent's script, which children that were not forked import anew
-    return bool(_forks) or (multiprocessing.parent_process() is not None and not spawned)
-
-
-@contextmanager
-def without_torch_threads() -> Iterator[None]:
-    """In a forked child let torch compute on the calling thread: GNU's runtime may wait for threads of the parent."""
-    if not _is_forked():
-        yield
-        return
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
+    """Tell the engine where torch's OpenMP runtime is, if it has one."""
+    found = openmp()
+    if found is not None:
+        library.fxq_openmp(found.parallel, found.number)
 
 
 def unavailable_reason() -> str | None:

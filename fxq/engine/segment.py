@@ -19,6 +19,7 @@ from fxq.engine.program import Program
 from fxq.errors import FxqError, InputError, TargetError
 from fxq.ir.shapes import TensorSpec, tensor_spec
 from fxq.nn.packed import Packed
+from fxq.openmp import without_torch_threads
 
 #: Spatial sizes whose programs a segment keeps.
 CACHED = 8
@@ -105,7 +106,7 @@ class Segment(nn.Module):
         Raises:
             TargetError: the engine cannot run a node, or refuses the program.
         """
-        with library.without_torch_threads():
+        with without_torch_threads():
             plan = self.plan()
             key = tuple([torch.Size(port.shape[1:]) for port in plan.inputs])
             self._runs[key] = self._bound(plan)
@@ -142,7 +143,7 @@ class Segment(nn.Module):
 
     def _build(self, shapes: list[tuple[int, ...]]) -> Run:
         try:
-            with library.without_torch_threads():
+            with without_torch_threads():
                 return self._bound(self.plan(*shapes))
         except TargetError as refused:
             missing = library.unavailable_reason()

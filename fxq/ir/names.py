@@ -31,3 +31,21 @@ def redefined(derived: type, base: type) -> set[str]:
     between = derived.__mro__[: derived.__mro__.index(base)]
     names = {name for cls in between for name in vars(cls)} - _BOOKKEEPING
     return {name for name in names if name.startswith("__") or hasattr(base, name)}
+
+
+_IN_PLACE_OPERATORS: Final = (
+    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
+)  # fmt: skip
+_IN_PLACE_METHODS = {f"__{name}__" for name in (*_IN_PLACE_OPERATORS, "setitem")}
+
+
+def is_in_place(kind: str, target: Any) -> bool:
+    """Whether a node changes its first argument: ``x.add_(y)``, ``x += y``, ``x[i] = y``, ``torch.relu_(x)``."""
+    if kind == "call_method":
+        return target in _IN_PLACE_METHODS or (target.endswith("_") and not target.startswith("__"))
+    if kind != "call_function":
+        return False
+    name = getattr(target, "__name__", "")
+    if getattr(target, "__module__", "") == "_operator":
+        return name in _IN_PLACE_OPERATORS or name == "setitem"
+    return name.endswith("_") and not name.endswith("__")

@@ -57,19 +57,23 @@ class DynamicLinear(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """(*, in), floating point -> (*, out) in the dtype of ``x``; no gradient flows back."""
-        rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
-        y = self._by_token(rows) if self.granularity == "token" else self._by_tensor(rows)
-        return y.reshape(*x.shape[:-1], len(self.weight)).to(x.dtype)
+        wide = x if x.dtype is torch.float32 else x.detach().to(torch.float32)
+        compiled = self._kernels().compiled
+        y = None if compiled is None else compiled(wide)
+        if y is None:
+            y = self._by_operators(wide)
+        return y if x.dtype is torch.float32 else y.to(x.dtype)
 
     def dequantized_weight(self) -> Tensor:
         """The float32 weight, shape (out, in)."""
         return dequantize_weight(self.weight, self.weight_scale)
 
+    def _by_operators(self, x: Tensor) -> Tensor:
+        rows = x.detach().reshape(-1, x.shape[-1])
+        y = self._by_token(rows) if self.granularity == "token" else self._by_tensor(rows)
+        return y.reshape(*x.shape[:-1], len(self.weight))
+
     def _by_token(self, rows: Tensor) -> Tensor:
-        compiled = self._kernels().compiled
-        done = None if compiled is None else compiled(rows)
-        if done is not None:
-            return done
         codes, scale = symmetric_codes(rows, "token")
         y = self._product(codes)
         return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
@@ -92,8 +96,9 @@ class DynamicLinear(Packed):
     def _kernels(self) -> _Kernels:
         found: _Kernels | None = self._derived
         if found is None:
-            alone = self.backend != "reference" and self.granularity == "token"
-            compiled = native_linear(self.weight, self.weight_scale, self.bias) if alone else None
+            scales = "row" if self.granularity == "token" else "range"
+            plain = self.backend == "reference"
+            compiled = None if plain else native_linear(self.weight, self.weight_scale, self.bias, scales)
             product = int_product(self.weight, self.weight_scale, self.backend)
             found = _Kernels(product, compiled)
             self._derived = found if memory_is_real() else None

@@ -56,8 +56,8 @@ class Direction:
             order = lstm_order(len(scale)).to(weight.device)
             weight, scale, bias = weight[order], scale[order], None if bias is None else bias[order]
         steps = make_steps(kind, RecurrentWeights(hh, hr, inner), granularity, backend)
-        alone = backend != "reference" and granularity == "token"
-        compiled = native_linear(weight, scale, bias) if alone else None
+        scales = "row" if granularity == "token" else "all"
+        compiled = None if backend == "reference" else native_linear(weight, scale, bias, scales)
         out = hidden if hr is None else len(hr[1])
         return cls(int_product(weight, scale, backend), compiled, bias, steps, out, granularity)
 

@@ -70,8 +70,9 @@ def make_steps(kind: str, weights: RecurrentWeights, granularity: str, backend: 
         return _gru(codes, weights.gru_bias) if kind == "GRU" else _rnn(codes, relu=kind == "RNN_RELU")
 
     compiled = None
-    if backend != "reference" and granularity == "token" and weights.projection is None:
-        compiled = native_steps(kind, weight, scale, weights.gru_bias, operators)
+    if backend != "reference" and weights.projection is None:
+        scales = "row" if granularity == "token" else "all"
+        compiled = native_steps(kind, weight, scale, weights.gru_bias, operators, scales)
     return operators() if compiled is None else compiled
 
 

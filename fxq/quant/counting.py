@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxq.quant.histogram import Histogram
-from fxq.quant.native_counting import counted, extremes, library, readable
+from fxq.quant.native_counting import Growing, extremes, library, readable
 from fxq.quant.sampling import sample
 
 
@@ -21,13 +21,19 @@ def add_sampled(histogram: Histogram, x: Tensor) -> Histogram | None:
     Returns:
         None where a value of ``x`` is not finite.
     """
-    found = library()
-    if found is not None and readable(x):
-        return counted(found, histogram, x)
+    growing = growing_from(histogram, x)
+    if growing is not None:
+        return growing.histogram() if growing.add(x) else None
     part = sample(x)
     if not (math.isfinite(part.low) and math.isfinite(part.high)):
         return None
     return histogram.add(part.values, part.weight).add(part.ends).widened(part.low, part.high)
+
+
+def growing_from(histogram: Histogram, x: Tensor) -> Growing | None:
+    """Return a copy of the histogram that grows in place, None where the library cannot read values such as ``x``."""
+    found = library()
+    return Growing(found, histogram) if found is not None and readable(x) else None
 
 
 def smallest_and_largest(x: Tensor) -> tuple[float, float]:

@@ -56,20 +56,43 @@ def extremes(found: ctypes.CDLL, x: Tensor) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def counted(found: ctypes.CDLL, histogram: Histogram, x: Tensor) -> Histogram | None:
-    """Return the histogram of its values and of those that stand for ``x``, readable; None where one is not finite."""
-    rows = _dense_rows(x)
-    positive = histogram.positive.clone()
-    negative = histogram.negative.clone() if len(histogram.negative) else torch.zeros(BINS, dtype=torch.int64)
-    counts = _Counts(
-        positive.data_ptr(), negative.data_ptr(), histogram.zeros, histogram.exponent or 0,
-        histogram.exponent is not None, histogram.minimum, histogram.maximum,
-    )  # fmt: skip
-    if not found.fxq_count(ctypes.byref(counts), *_memory(rows), stride_of(rows.shape[1])):
-        return None
-    low, high = counts.minimum, counts.maximum
-    exponent = counts.exponent if counts.has_exponent else None
-    return Histogram(positive, negative if low < 0.0 else histogram.negative, counts.zeros, exponent, low, high)
+class Growing:
+    """A histogram that values are added to in place.
+
+    Args:
+        found: the library.
+        histogram: what it starts from; stays as it is.
+    """
+
+    def __init__(self, found: ctypes.CDLL, histogram: Histogram) -> None:
+        self._call = found.fxq_count
+        self._positive = histogram.positive.clone()
+        self._negative = histogram.negative.clone() if len(histogram.negative) else torch.zeros(BINS, dtype=torch.int64)
+        self._counts = _Counts(
+            self._positive.data_ptr(), self._negative.data_ptr(), histogram.zeros, histogram.exponent or 0,
+            histogram.exponent is not None, histogram.minimum, histogram.maximum,
+        )  # fmt: skip
+        self._at = ctypes.addressof(self._counts)
+
+    def add(self, x: Tensor) -> bool:
+        """Add what stands for ``x``, readable; return False where a value is not finite, with a part of it added."""
+        if x.is_contiguous():
+            rows = len(x) if x.dim() > 1 else 1
+            length = x.numel() // rows
+            return bool(self._call(self._at, x.data_ptr(), rows, length, length, stride_of(length)))
+        dense = _dense_rows(x)
+        return bool(self._call(self._at, *_memory(dense), stride_of(dense.shape[1])))
+
+    def ends(self) -> tuple[float, float]:
+        """Return the smallest and the largest value so far."""
+        return self._counts.minimum, self._counts.maximum
+
+    def histogram(self) -> Histogram:
+        """Return the values so far; further ones leave it as it is."""
+        counts, (low, high) = self._counts, self.ends()
+        negative = self._negative.clone() if low < 0.0 else self._negative[:0]
+        exponent = counts.exponent if counts.has_exponent else None
+        return Histogram(self._positive.clone(), negative, counts.zeros, exponent, low, high)
 
 
 def _dense_rows(x: Tensor) -> Tensor:

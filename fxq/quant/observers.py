@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxq.errors import CalibrationError, InputError
 from fxq.quant.calibrators import check_calibrator, check_percentile, range_of
-from fxq.quant.counting import add_sampled, smallest_and_largest
+from fxq.quant.counting import add_sampled, growing_from, smallest_and_largest
 from fxq.quant.histogram import Histogram
+from fxq.quant.native_counting import Growing, readable
 from fxq.quant.qparams import QParams
 
 
@@ -123,22 +125,54 @@ class HistogramObserver(MinMaxObserver):
         percentile: of the calibrator "percentile".
     """
 
+    _histogram: Histogram
+    _growing: Growing | None  # what was seen since `_histogram` was taken, with it
+    _ends: tuple[float, float]
+
     def __init__(self, label: str = "", calibrator: str = "auto", percentile: float = 99.99) -> None:
         super().__init__(label)
         self.calibrator = check_calibrator(calibrator)
         self.percentile = check_percentile(percentile)
         self.histogram = Histogram.empty()
 
+    @property
+    def histogram(self) -> Histogram:
+        """The values so far; further ones make a new histogram."""
+        if self._growing is not None:
+            self._histogram, self._growing = self._growing.histogram(), None
+        return self._histogram
+
+    @histogram.setter
+    def histogram(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._growing = None
+        self._ends = histogram.minimum, histogram.maximum
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_histogram": self.histogram, "_growing": None}
+
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` (any shape, floating point), having counted it while active."""
         if self.active and x.numel():
-            counted = add_sampled(self.histogram, x)
-            if counted is None:
-                raise self._not_finite()
-            if counted.minimum < self.histogram.minimum or counted.maximum > self.histogram.maximum:
-                self.minimum, self.maximum = (torch.tensor([end]) for end in (counted.minimum, counted.maximum))
-            self.histogram = counted
+            ends = self._count(x)
+            if ends != self._ends:
+                self._ends = ends
+                self.minimum, self.maximum = (torch.tensor([end]) for end in ends)
         return x
+
+    def _count(self, x: Tensor) -> tuple[float, float]:
+        """Count ``x`` and return the extremes of all that was seen."""
+        if self._growing is None or not readable(x):
+            self._growing = growing_from(self.histogram, x)
+        if self._growing is not None:
+            if not self._growing.add(x):
+                raise self._not_finite()
+            return self._growing.ends()
+        counted = add_sampled(self._histogram, x)
+        if counted is None:
+            raise self._not_finite()
+        self._histogram = counted
+        return counted.minimum, counted.maximum
 
     def qparams(self, calibrator: str | None = None) -> QParams:
         """Return scale and zero point for the range that the calibrator, or another one, chooses.

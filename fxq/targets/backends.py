@@ -7,9 +7,9 @@ import copy
 from torch import nn
 
 from fxq.ir.rewriter import Rewriter
+from fxq.ir.writing_order import writing_order
 from fxq.nn.qlayer import QLayer
 from fxq.nn.qoperation import QOperation
-from fxq.tracing.writing_order import writing_order
 
 
 def exchange_backends(rw: Rewriter, backend: str) -> None:

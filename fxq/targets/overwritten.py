@@ -8,9 +8,9 @@ import networkx as nx
 from torch import fx
 
 from fxq.ir.identify import OpCall
+from fxq.ir.names import is_in_place
 from fxq.ir.ops import MOVES, SPECS
 from fxq.targets.suitability import is_weighted
-from fxq.tracing.operations import is_in_place
 
 #: Moves that always give a new tensor.
 _FRESH = frozenset({"cat", "stack", "pad", "interpolate"})

@@ -1,4 +1,4 @@
-"""Small facts about operations and modules that the tracer asks for."""
+"""Small facts about modules and modes that the tracer asks for."""
 
 from __future__ import annotations
 
@@ -10,33 +10,6 @@ import torch
 from torch import nn
 
 from fxq.tracing.frames import is_user_code
-
-_IN_PLACE_OPERATORS = (
-    "iadd",
-    "isub",
-    "imul",
-    "itruediv",
-    "ifloordiv",
-    "imod",
-    "ipow",
-    "imatmul",
-    "iand",
-    "ior",
-    "ixor",
-)
-_IN_PLACE_METHODS = {f"__{name}__" for name in (*_IN_PLACE_OPERATORS, "setitem")}
-
-
-def is_in_place(kind: str, target: Any) -> bool:
-    """Whether a node changes its first argument: ``x.add_(y)``, ``x += y``, ``x[i] = y``, ``torch.relu_(x)``."""
-    if kind == "call_method":
-        return target in _IN_PLACE_METHODS or (target.endswith("_") and not target.startswith("__"))
-    if kind != "call_function":
-        return False
-    name = getattr(target, "__name__", "")
-    if getattr(target, "__module__", "") == "_operator":
-        return name in _IN_PLACE_OPERATORS or name == "setitem"
-    return name.endswith("_") and not name.endswith("__")
 
 
 def autocast_state() -> tuple[bool, ...]:

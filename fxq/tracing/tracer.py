@@ -19,6 +19,7 @@ from torch.fx import Graph, Node, Proxy
 from torch.fx._symbolic_trace import _patch_function
 from torch.fx.graph_module import _CodeOnlyModule
 
+from fxq.ir.names import is_in_place
 from fxq.ir.provenance import MODULE_KEY, SOURCE_KEY
 from fxq.ir.scalars import is_shape
 from fxq.tracing.arguments import Arguments, arguments_for, placeholder_target
@@ -30,7 +31,7 @@ from fxq.tracing.frames import is_running, is_user_code, line_of_forward, line_o
 from fxq.tracing.guards import guard_at, tests_inside_call
 from fxq.tracing.inputs import ModelInputs
 from fxq.tracing.leaves import decide_leaf
-from fxq.tracing.operations import autocast_state, is_in_place, user_globals
+from fxq.tracing.operations import autocast_state, user_globals
 from fxq.tracing.probe import UNKNOWN, Probe
 from fxq.tracing.proxies import StateProxy, ValueProxy
 from fxq.tracing.record import OpaqueLeaf

@@ -15,6 +15,7 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import QDQ_LAYERS, Epilogue
 from fxq.passes._layers import copy_module
+from fxq.passes._repeats import repeats
 from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias, MeanErrors
 from fxq.quant.observers import Observer
@@ -39,8 +40,10 @@ class RecallStatistics(Pass):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         watched: dict[str, list[fx.Node]] = {}
+        again = repeats(rw)
         for call in observer_calls(rw):
-            watched.setdefault(str(call.node.target), []).append(call.nodes[0])
+            if call.node not in again:
+                watched.setdefault(str(call.node.target), []).append(call.nodes[0])
         for path, nodes in watched.items():
             like = rw.gm.get_submodule(path)
             assert isinstance(like, Observer)

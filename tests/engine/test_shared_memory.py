@@ -16,7 +16,7 @@ from fxq.engine.library import unavailable_reason
 from fxq.ir.identify import Identifier
 from fxq.ir.metrics import distance
 from fxq.ir.shapes import run_recorded
-from fxq.tracing.writing_order import writing_order
+from fxq.ir.writing_order import writing_order
 
 needs_engine = pytest.mark.skipif(unavailable_reason() is not None, reason="the engine was not built")
 

@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fxq
 from fxq.ir.metrics import tensors_in
+from fxq.nn.dynamic_codes import GRANULARITIES
 from fxq.nn.dynamic_recurrent import DynamicRecurrent
-from fxq.nn.kernels import native_recurrent, onednn_available
+from fxq.nn.kernels import onednn_available
 from fxq.nn.kernels.native_library import library
 from fxq.nn.kernels.native_recurrent import KINDS, native_steps
 from fxq.nn.recurrent_choice import faster_compute
@@ -36,32 +37,35 @@ def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxq.nn.recurrent_steps.native_steps", lambda *arguments: None)
 
 
-def _pair(cls: type[nn.RNNBase], hidden: int, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[Any, Any]:
+def _pair(
+    cls: type[nn.RNNBase], hidden: int, granularity: str, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[Any, Any]:
     """The layer with compiled steps, and with PyTorch's operators."""
     torch.manual_seed(0)
     layer = cls(6, hidden, **settings).eval()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.mul_(2.0)
-    made = DynamicRecurrent.from_layer(layer, backend="onednn" if onednn_available() else "reference")
+    made = DynamicRecurrent.from_layer(layer, granularity, "onednn" if onednn_available() else "reference")
     made(torch.zeros(1, 1, 6))
     with monkeypatch.context() as patched:
         patched.setattr("fxq.nn.recurrent_steps.native_steps", lambda *arguments: None)
-        plain = DynamicRecurrent.from_layer(layer)
+        plain = DynamicRecurrent.from_layer(layer, granularity)
         plain(torch.zeros(1, 1, 6))
     return made, plain
 
 
 @compiled
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("hidden", [1, 5, 16, 33, 64, 100])
 @pytest.mark.parametrize(
     ("cls", "settings"),
     [(nn.LSTM, {}), (nn.GRU, {}), (nn.GRU, {"bias": False}), (nn.RNN, {}), (nn.RNN, {"nonlinearity": "relu"})],
 )
 def test_as_with_operators(
-    cls: type[nn.RNNBase], settings: dict[str, Any], hidden: int, monkeypatch: pytest.MonkeyPatch
+    cls: type[nn.RNNBase], settings: dict[str, Any], hidden: int, granularity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, plain = _pair(cls, hidden, monkeypatch, bidirectional=True, **settings)
+    made, plain = _pair(cls, hidden, granularity, monkeypatch, bidirectional=True, **settings)
     for batch in (1, 2, 11):
         x = torch.randn(5, batch, 6)
         (y, ends), (wanted, wanted_ends) = made(x), plain(x)
@@ -73,21 +77,25 @@ def test_as_with_operators(
 
 
 @compiled
+@pytest.mark.parametrize("scales", ["row", "all"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_share_a_batch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_share_sequences_or_states(kind: str, scales: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    gates, hidden = GATES[kind], 40
+    gates, hidden = GATES[kind], 330
     weight = torch.randint(-127, 128, (gates * hidden, hidden), dtype=torch.int8)
-    steps = native_steps(kind, weight, torch.full((gates * hidden,), 1e-3), torch.randn(hidden), _never)
+    steps = native_steps(kind, weight, torch.full((gates * hidden,), 1e-5), torch.randn(hidden), _never, scales)
     assert steps is not None
-    given = torch.randn(4, 13, gates * hidden)
-    state = tuple(torch.randn(13, hidden) for _ in range(2 if kind == "LSTM" else 1))
-    outs = []
-    for threads in (1, 3):
-        monkeypatch.setattr(native_recurrent, "_split", lambda batch, products, threads=threads: threads)
-        out = torch.empty(4, 13, hidden)
-        outs.append((out, *steps(given, state, out, True)))
-    assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
+    for batch in (1, 5, 13, 29):
+        given = torch.randn(4, batch, gates * hidden)
+        state = tuple(torch.randn(batch, hidden) for _ in range(2 if kind == "LSTM" else 1))
+        for backwards in (False, True):
+            outs = []
+            for threads in (1, 2, 3):
+                monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+                out = torch.empty(4, batch, hidden)
+                outs.append((out, *steps(given, state, out, backwards)))
+            for other in outs[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(outs[0], other, strict=True))
 
 
 @compiled

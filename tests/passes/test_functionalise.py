@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxq.ir import graph_text, identify, take_snapshot
+from fxq.ir.aliasing import sharing
 from fxq.ir.identify import Identifier
 from fxq.manager.base import PassResult
 from fxq.passes.functionalise import Functionalise
 from fxq.tracing import trace
-from fxq.tracing.aliasing import sharing
 from tests.conftest import Golden
 from tests.passes.conftest import RunPass
 

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from fxq.errors import CalibrationError, InputError
 from fxq.quant.calibration import Calibration
-from fxq.quant.observers import MinMaxObserver, MovingAverageObserver, Observer, PerChannelMinMaxObserver
+from fxq.quant.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageObserver,
+    Observer,
+    PerChannelMinMaxObserver,
+)
 from fxq.quant.qparams import QParams
 
 
@@ -108,3 +114,17 @@ def test_state_travels() -> None:
     observer(torch.tensor([-1.0, 1.0]))
     assert limits(copy.deepcopy(observer)) == (-1.0, 1.0)
     assert observer.extra_repr() == "[-1, 1]"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["compiled", "operators"])
+def test_a_histogram_that_was_read_and_copies_stay_as_they_were(dtype: torch.dtype) -> None:
+    observer = HistogramObserver()
+    observer.active = True
+    observer(torch.tensor([1.0, -2.0], dtype=dtype))
+    read, twin, shallow = observer.histogram, copy.deepcopy(observer), copy.copy(observer)
+    observer(torch.tensor([3.0, 0.5], dtype=torch.float32))
+    observer(torch.tensor([0.25], dtype=dtype))
+    assert (read.count, twin.histogram.count, shallow.histogram.count, observer.histogram.count) == (2, 2, 2, 5)
+    assert (observer.histogram.minimum, observer.histogram.maximum) == (-2.0, 3.0)
+    assert (float(observer.minimum), float(observer.maximum)) == (-2.0, 3.0)
+    assert (float(twin.minimum), float(twin.maximum)) == (-2.0, 1.0)

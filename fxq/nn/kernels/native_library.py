@@ -1,16 +1,13 @@
 """The compiled library of layers that quantise what they read: for CPUs with AVX512-VNNI, loaded with ctypes.
 
-It is built with fxq where there is a C++ compiler, from ``csrc/dynamic.cpp``. Without it, or on another CPU, PyTorch's
-operators compute the same.
+It is built with fxq where there is a C++ compiler, from ``csrc``. Without it, or on another CPU, PyTorch's operators
+compute the same.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,10 +15,13 @@ import torch
 from torch import Tensor
 
 from fxq.extensions import extension_file
+from fxq.openmp import openmp
 
-_VERSION: Final = 2
-_LANES: Final = 16
-_POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
+_VERSION: Final = 3
+POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+#: What shares a scale, in the library's order: each row has its own, all have the one of their largest magnitude, or
+#: that of their range.
+SCALES: Final = ("row", "all", "range")
 
 
 @functools.cache
@@ -36,63 +36,58 @@ def library() -> ctypes.CDLL | None:
         return None
     if found.fxq_dynamic_version() != _VERSION or not found.fxq_dynamic_runs():
         return None
-    found.fxq_dynamic_packed_bytes.restype = _LONG
-    found.fxq_dynamic_packed_bytes.argtypes = [_LONG, _LONG, _LONG]
-    found.fxq_dynamic_pack.restype = None
-    found.fxq_dynamic_pack.argtypes = [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER]
-    for name, arguments in (("fxq_recurrent_run", [_POINTER, _POINTER]),
-                            ("fxq_linear_run", [_POINTER, _POINTER, _LONG, _LONG, _POINTER])):  # fmt: skip
-        function = getattr(found, name)
-        function.restype, function.argtypes = None, arguments
+    _declare(found)
+    threads = openmp()
+    if threads is not None:
+        found.fxq_dynamic_openmp(*threads)
     return found
+
+
+def _declare(found: ctypes.CDLL) -> None:
+    for name, result, arguments in (
+        ("fxq_dynamic_packed_bytes", LONG, [LONG] * 3),
+        ("fxq_dynamic_packed_width", LONG, [LONG] * 2),
+        ("fxq_dynamic_pack", None, [POINTER] * 2 + [LONG] * 3 + [POINTER] * 3),
+        ("fxq_dynamic_openmp", None, [POINTER] * 3),
+        ("fxq_recurrent_run", None, [POINTER, POINTER, ctypes.c_int]),
+        ("fxq_linear_run", ctypes.c_int, [POINTER, POINTER, LONG, LONG, POINTER, ctypes.c_int]),
+    ):
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
 
 
 def kernel_name(backend: str, granularity: str) -> str:
     """How a report names what computes a layer that quantises what it reads."""
-    compiled = backend != "reference" and granularity == "token" and library() is not None
+    compiled = backend != "reference" and library() is not None
     return f"{'compiled' if compiled else backend} int8 by {granularity}"
 
 
-def run_together(calls: Sequence[Callable[[], object]]) -> None:
-    """Make calls that give up the interpreter's lock: one here, several each in a thread of their own."""
-    if len(calls) == 1:
-        calls[0]()
-    elif calls:
-        list(_pool(torch.get_num_threads()).map(lambda call: call(), calls))
+class WeightRecord(ctypes.Structure):
+    """``FxqWeight`` of the library."""
 
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "fxq-dynamic")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of its parent's threads
-
-
-def share(count: int, parts: int) -> list[tuple[int, int]]:
-    """Cut ``count`` rows into ``parts`` ranges of about one size."""
-    return [(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
+    _fields_ = (("gates", LONG), ("rows", LONG), ("inputs", LONG), ("codes", POINTER), ("sums", POINTER),
+                ("scale", POINTER))  # fmt: skip
 
 
 class PackedWeight(NamedTuple):
-    """A weight in the library's layout; the pointers live as long as the tensors.
+    """A weight in the library's layout; the record points into the tensors.
 
-    ``codes`` s8, ``offset`` int32 and ``scale`` float32 (gates, rows padded to vectors).
+    ``codes`` s8 (bytes,), ``sums`` int32 and ``scale`` float32 (places,).
     """
 
+    record: WeightRecord
     codes: Tensor
-    offset: Tensor
+    sums: Tensor
     scale: Tensor
 
 
 def pack(found: ctypes.CDLL, weight: Tensor, scale: Tensor, gates: int = 1) -> PackedWeight:
     """Pack s8 ``weight`` (gates x rows, inputs) with float32 ``scale`` (gates x rows,)."""
-    weight = weight.contiguous()
+    weight, scale = weight.contiguous(), scale.contiguous()
     rows, inputs = len(weight) // gates, weight.shape[1]
-    width = -(-rows // _LANES) * _LANES
+    places = found.fxq_dynamic_packed_width(gates, rows)
     codes = torch.zeros(found.fxq_dynamic_packed_bytes(gates, rows, inputs), dtype=torch.int8)
-    offset, scales = torch.zeros(gates, width, dtype=torch.int32), torch.zeros(gates, width)
-    scales[:, :rows] = scale.view(gates, rows)
-    found.fxq_dynamic_pack(weight.data_ptr(), gates, rows, inputs, codes.data_ptr(), offset.data_ptr())
-    return PackedWeight(codes, offset, scales)
+    sums, scales = torch.zeros(places, dtype=torch.int32), torch.zeros(places)
+    own = (codes.data_ptr(), sums.data_ptr(), scales.data_ptr())
+    found.fxq_dynamic_pack(weight.data_ptr(), scale.data_ptr(), gates, rows, inputs, *own)
+    return PackedWeight(WeightRecord(gates, rows, inputs, *own), codes, sums, scales)

@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from fxq.nn.kernels.native_library import library, pack, run_together, share
+from fxq.nn.kernels.native_library import INT, LONG, POINTER, SCALES, WeightRecord, library, pack
 from fxq.nn.kernels.real_memory import in_memory, memory_is_real
 
 KINDS: Final = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
-#: A second thread is worth starting from this many products on, and for no fewer sequences than this each.
-_WORK: Final = 2**24
-_SEQUENCES: Final = 4
-
-_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = (("kind", _INT), ("gates", _INT), ("hidden", _LONG), ("weight", _POINTER), ("offset", _POINTER),
-                ("scale", _POINTER), ("bias", _POINTER))  # fmt: skip
+    _fields_ = (("weight", WeightRecord), ("kind", INT), ("scales", INT), ("bias", POINTER))
 
 
 class _Sequence(ctypes.Structure):
-    _fields_ = (("steps", _LONG), ("batch", _LONG), ("gates", _POINTER), ("gates_step", _LONG), ("gates_row", _LONG),
-                ("out", _POINTER), ("out_step", _LONG), ("out_row", _LONG), ("h", _POINTER), ("c", _POINTER),
-                ("backwards", _INT))  # fmt: skip
+    _fields_ = (("steps", LONG), ("batch", LONG), ("gates", POINTER), ("gates_step", LONG), ("gates_row", LONG),
+                ("out", POINTER), ("out_step", LONG), ("out_row", LONG), ("h", POINTER), ("c", POINTER),
+                ("backwards", INT))  # fmt: skip
 
 
 _Steps = Callable[[Tensor, tuple[Tensor, ...], Tensor, bool], tuple[Tensor, ...]]
 
 
 def native_steps(
-    kind: str, weight: Tensor, scale: Tensor, bias: Tensor | None, operators: Callable[[], _Steps]
+    kind: str, weight: Tensor, scale: Tensor, bias: Tensor | None, operators: Callable[[], _Steps], scales: str = "row"
 ) -> _Steps | None:
     """Return the loop over the steps, as ``fxq.nn.recurrent_steps`` describes it, or None without the library.
 
@@ -45,15 +38,14 @@ def native_steps(
         scale: float32 (gates x hidden,).
         bias: of GRU's new gate, float32 (hidden,).
         operators: gives the same loop for tensors that have no memory, as in a profile.
+        scales: what shares a scale: "row" or "all".
     """
     found = library()
     if found is None or not memory_is_real() or not in_memory(weight) or not weight.numel():
         return None
-    hidden = weight.shape[1]
-    gates = len(weight) // hidden
-    packed, bias = pack(found, weight, scale, gates), None if bias is None else bias.contiguous()
-    layer = _Layer(KINDS.index(kind), gates, hidden, packed.codes.data_ptr(), packed.offset.data_ptr(),
-                   packed.scale.data_ptr(), None if bias is None else bias.data_ptr())  # fmt: skip
+    packed = pack(found, weight, scale, len(weight) // weight.shape[1])
+    bias = None if bias is None else bias.contiguous()
+    layer = _Layer(packed.record, KINDS.index(kind), SCALES.index(scales), None if bias is None else bias.data_ptr())
     held = (packed, bias)  # what the structure points to lives as long as `run`
 
     def run(
@@ -62,27 +54,15 @@ def native_steps(
         ends = tuple(s.clone(memory_format=torch.contiguous_format) for s in state)
         if not in_memory(given, out, *ends):
             return operators()(given, state, out, backwards)
-        batch = given.shape[1]
-        calls = [functools.partial(found.fxq_recurrent_run, ctypes.byref(layer), ctypes.byref(part))
-                 for part in _parts(given, ends, out, backwards, _split(batch, given.numel() * hidden))]  # fmt: skip
-        run_together(calls)
+        sequence = _sequence(given, ends, out, backwards)
+        found.fxq_recurrent_run(ctypes.byref(layer), ctypes.byref(sequence), torch.get_num_threads())
         return ends
 
     return run
 
 
-def _split(batch: int, products: int) -> int:
-    """How many threads share the sequences of a batch."""
-    if products < _WORK:
-        return 1
-    return max(1, min(torch.get_num_threads(), batch // _SEQUENCES))
-
-
-def _parts(gates: Tensor, state: tuple[Tensor, ...], out: Tensor, backwards: bool, count: int) -> list[_Sequence]:
+def _sequence(gates: Tensor, state: tuple[Tensor, ...], out: Tensor, backwards: bool) -> _Sequence:
     steps, batch, _ = gates.shape
-    found = []
-    for first, last in share(batch, count):
-        a, y, (h, *c) = gates[:, first:last], out[:, first:last], (s[first:last] for s in state)
-        found.append(_Sequence(steps, last - first, a.data_ptr(), a.stride(0), a.stride(1), y.data_ptr(), y.stride(0),
-                               y.stride(1), h.data_ptr(), c[0].data_ptr() if c else None, backwards))  # fmt: skip
-    return found
+    h, *c = state
+    return _Sequence(steps, batch, gates.data_ptr(), gates.stride(0), gates.stride(1), out.data_ptr(), out.stride(0),
+                     out.stride(1), h.data_ptr(), c[0].data_ptr() if c else None, backwards)  # fmt: skip

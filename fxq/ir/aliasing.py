@@ -12,10 +12,10 @@ from typing import Final
 
 from torch import fx
 
+from fxq.ir.call_effects import writes
 from fxq.ir.identify import Identifier, OpCall
 from fxq.ir.ops import DROPOUTS
 from fxq.ir.scalars import is_scalar
-from fxq.tracing.call_effects import writes
 
 #: Operations whose result is, or may be, a view of their input; dropout returns its input in evaluation mode.
 VIEWS: Final = frozenset({

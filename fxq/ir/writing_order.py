@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from fxq.ir.aliasing import VIEWS, sharing
+from fxq.ir.call_effects import surely_writes, writes
 from fxq.ir.identify import Identifier
-from fxq.tracing.aliasing import VIEWS, sharing
-from fxq.tracing.call_effects import surely_writes, writes
 
 
 @dataclass(frozen=True)

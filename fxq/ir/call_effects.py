@@ -11,10 +11,9 @@ import torch
 from torch import fx, nn
 
 from fxq.ir.identify import OpCall, has_hooks
-from fxq.ir.names import DROPOUT_FUNCTIONS, function_name
+from fxq.ir.names import DROPOUT_FUNCTIONS, function_name, is_in_place
 from fxq.ir.ops import DROPOUTS, SPECS, WEIGHTED
 from fxq.ir.shapes import tensor_spec
-from fxq.tracing.operations import is_in_place
 
 WRITES: Final = "it writes into its input"
 CHECKS: Final = "it checks something or changes a setting"
