@@ -43,6 +43,7 @@ NETWORKS = [
 ACCEPTED = {
     "no int8 kernel for layer_norm",
     "of fewer than 32 keys: int8 would save no time",
+    "the recipe keeps attention in float",
     "no int8 kernel for expand",
     "its result is used in float",
     "its inputs are float",
