@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from fxq.errors import CalibrationError
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
@@ -37,8 +38,8 @@ class CorrectBiasAccurately(Pass):
     its activation, comes no nearer to the float network's keeps its bias, and is refused with both figures.
 
     (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section 4.2 and
-    appendix D, with calibration data in the place of batch norm statistics, and the slope beside the mean: Banner et al.,
-    Post training 4-bit quantization, NeurIPS 2019, section 4, correct the norm of quantised weights.)
+    appendix D, with calibration data in the place of batch norm statistics. Mean and spread are corrected for
+    weights by Banner et al., Post training 4-bit quantization of convolutional networks, NeurIPS 2019.)
     """
 
     name: ClassVar[str] = "correct_bias_accurately"
@@ -49,7 +50,13 @@ class CorrectBiasAccurately(Pass):
     memory: int = MEMORY
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        batches = seen_batches(rw.gm, context, self.name)
+        try:
+            batches = seen_batches(rw.gm, context, self.name)
+        except CalibrationError:
+            if context.calibration is None:
+                raise
+            context.note("not corrected: the calibration callable does not run the model a second time")
+            return
         layers = observed_layers(rw)
         alone = refuse_shared(rw, "correct", layers)
         choices = self.recipe.choices(rw.gm)
