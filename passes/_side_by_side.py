@@ -17,10 +17,11 @@ from fxq.analysis.error_sums import ErrorSums
 from fxq.analysis.running import evaluation, isolate
 from fxq.ir.rewriter import copy_graph_module
 from fxq.nn import Epilogue, dequantize, quantize
+from fxq.passes._affine import ChannelAffine, fold_behind
 from fxq.passes._batch_run import MEMORY, Args, BatchRun
 from fxq.passes._layers import copy_module, epilogue_of
 from fxq.passes._originals import originals
-from fxq.quant.corrections.mean_error import MeanError
+from fxq.quant.corrections.channel_fit import ChannelFit
 from fxq.quant.observers import Observer
 from fxq.quant.qparams import QParams
 from fxq.tracing import ModelInputs
@@ -60,6 +61,7 @@ class Visit:
 
     def __post_init__(self) -> None:
         self._wanted: list[Tensor] | None = None
+        self._goal: list[Tensor] | None = None
         self._given: list[tuple[nn.Module, list[Tensor]]] = []
 
     @property
@@ -80,6 +82,13 @@ class Visit:
             return self.wanted
         return [y + (a[1] - b[1]) for y, a, b in zip(self.wanted, self.exact, self.rounded, strict=True)]
 
+    @property
+    def goal(self) -> list[Tensor]:
+        """What the float layer gives on float inputs behind its epilogue, for each batch."""
+        if self._goal is None:
+            self._goal = self.finished(self.wanted, exact=True)
+        return self._goal
+
     def given(self, layer: nn.Module) -> list[Tensor]:
         """What ``layer`` gives on the inputs of the quantised run in front of its epilogue, for each batch.
 
@@ -90,8 +99,12 @@ class Visit:
                 return values
         bare = without_epilogue(layer)
         values = [cast(Tensor, bare(args[0])) for args in self.rounded]
-        self._given = [*self._given[-1:], (layer, values)]
+        self.remember(layer, values)
         return values
+
+    def remember(self, layer: nn.Module, given: list[Tensor]) -> None:
+        """Take ``given`` for what ``layer`` gives, for one that need not run to know."""
+        self._given = [*self._given[-1:], (layer, given)]
 
     def finished(self, values: list[Tensor], exact: bool = False) -> list[Tensor]:
         """Values in front of the epilogue with that applied, with the residuals of the float or the quantised run."""
@@ -106,10 +119,9 @@ class Visit:
             only: the numbers of the batches that count; None for all.
         """
         sums = ErrorSums()
-        pairs = zip(self.finished(self.wanted, exact=True), self.finished(given), strict=True)
-        for index, (wanted, actual) in enumerate(pairs):
+        for index, (wanted, actual) in enumerate(zip(self.goal, self.finished(given), strict=True)):
             if only is None or index in only:
-                sums.add(wanted, actual)
+                sums.add_squares(wanted, actual)
         return sums.distance().sqnr_db
 
 
@@ -175,9 +187,8 @@ class SideBySide:
         )
 
     def _go_on(self, visit: Visit, exact: fx.Node, rounded: fx.Node) -> None:
-        wanted = visit.finished(visit.wanted, exact=True)
         given = visit.finished(visit.given(visit.layer))
-        for (a, b), x, y in zip(self._runs, wanted, given, strict=True):
+        for (a, b), x, y in zip(self._runs, visit.goal, given, strict=True):
             a.keep(exact, x)
             b.keep(rounded, y)
 
@@ -186,12 +197,27 @@ class SideBySide:
             self._runs.pop()
 
 
-def mean_shift(visit: Visit, given: list[Tensor]) -> Tensor:
-    """What to add to the biases of a layer that gives ``given`` so that its mean is that of the float run."""
-    error = MeanError()
+def fitted(visit: Visit, layer: nn.Module, given: list[Tensor], slopes: bool) -> tuple[nn.Module, list[Tensor]]:
+    """Return a float layer, and what its quantised form will give, from one whose quantised form gives ``given``.
+
+    Its outputs are those of ``layer`` moved to where the float run's are: by a shift for each channel, and a slope. A
+    slope becomes part of the weight and so of its scale; the codes stay.
+
+    Args:
+        slopes: whether there are slopes; one scale for a whole weight could not have them.
+    """
+    fit = ChannelFit(slopes)
     for target, actual in zip(visit.targets, given, strict=True):
-        error.add(target, actual, _channel_axis(visit.original, actual))
-    return error.shift().to(given[0].dtype)
+        fit.add(target, actual, _channel_axis(visit.original, actual))
+    slope, shift = fit.line()
+    values = [_along(slope, y, visit.original) * y + _along(shift, y, visit.original) for y in given]
+    return fold_behind(layer, ChannelAffine(slope, shift)), values
+
+
+def _along(numbers: Tensor, y: Tensor, layer: nn.Module) -> Tensor:
+    """One number for each channel, in a shape and the dtype to multiply ``y`` with."""
+    axis = _channel_axis(layer, y) % y.dim()
+    return numbers.to(y.dtype).reshape([-1 if i == axis else 1 for i in range(y.dim())])
 
 
 def _channel_axis(layer: nn.Module, y: Tensor) -> int:

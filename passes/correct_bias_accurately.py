@@ -1,42 +1,46 @@
-"""Correct biases layer by layer, each on what the layers in front of it will really give."""
+"""Correct biases and scales layer by layer, each on what the layers in front of it will really give."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from fxq.errors import CalibrationError
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY
 from fxq.passes._directions import normalised_reason
-from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches, shifted
-from fxq.passes._side_by_side import SideBySide, Visit, mean_shift
+from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches
+from fxq.passes._side_by_side import SideBySide, Visit, fitted
 from fxq.passes._visiting import Correction, correct_visited
 from fxq.quant.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class CorrectBiasAccurately(Pass):
-    """Add to each bias the mean by which the layer misses the float network's, on inputs quantised so far.
+    """Move the outputs of each layer to where the float network has them, on inputs quantised so far.
 
     With float outputs ``y`` of a layer in front of its activation, and ``y_q`` those of the layer with quantised
-    weights behind layers that are quantised and corrected already: ``b' = b + mean(y) - mean(y_q)`` for each channel,
-    over batch and positions. Other than the correction from weight errors alone (`CorrectBias`), this one also mends
-    the mean error of rounded and clipped activations, and what is left of the errors of earlier layers.
+    weights behind layers that are quantised and corrected already, ``y ~ m y_q + t`` by least squares for each channel,
+    over batch and positions: ``W' = m W`` and ``b' = m b + t``, where ``m W`` has the codes of ``W`` and m times its
+    scale. Other than the correction from weight errors alone (`CorrectBias`), this one also mends the mean error of
+    rounded and clipped activations, and what is left of the errors of earlier layers; and that clipping makes values
+    smaller, layer after layer. With one scale for a whole weight all m are 1.
 
-    Before: ``%conv = conv2d[conv](%x_observer)``. After: the same with other biases; the float graph is off by the
-    correction, the int8 graph made from it is nearer to the original.
+    Before: ``%conv = conv2d[conv](%x_observer)``. After: the same with other weights and biases; the float graph is off
+    by the correction, the int8 graph made from it is nearer to the original.
 
     Layers are taken in the order of execution. The graph runs once, in float and rounded side by side, on the batches
     that the calibration keeps; the values that later layers read stay in memory for all of them, at most ``memory``
     bytes: batches are given up from the last on until they fit. A channel's correction is shrunk by how far chance
-    may have made it, see :class:`~fxq.quant.corrections.mean_error.MeanError`. A layer whose output, measured behind
+    may have made it, see :class:`~fxq.quant.corrections.channel_fit.ChannelFit`. A layer whose output, measured behind
     its activation, comes no nearer to the float network's keeps its bias, and is refused with both figures.
 
     (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section 4.2 and
-    appendix D, with calibration data in the place of batch norm statistics.)
+    appendix D, with calibration data in the place of batch norm statistics. Mean and spread are corrected for
+    weights by Banner et al., Post training 4-bit quantization of convolutional networks, NeurIPS 2019.)
     """
 
     name: ClassVar[str] = "correct_bias_accurately"
@@ -47,7 +51,13 @@ class CorrectBiasAccurately(Pass):
     memory: int = MEMORY
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        batches = seen_batches(rw.gm, context, self.name)
+        try:
+            batches = seen_batches(rw.gm, context, self.name)
+        except CalibrationError:
+            if context.calibration is None:
+                raise
+            context.note("not corrected: the calibration callable does not run the model a second time")
+            return
         layers = observed_layers(rw)
         alone = refuse_shared(rw, "correct", layers)
         for node in sorted(alone, key=list(layers).index):
@@ -59,7 +69,10 @@ class CorrectBiasAccurately(Pass):
         runs = SideBySide(rw.gm, batches, quantised_layers(layers, choices), self.memory)
 
         def correct(visit: Visit) -> Correction:
-            layer = shifted(visit.current, mean_shift(visit, visit.given(visit.layer)))
-            return Correction(layer, quantised(layer, visit.node, choices))
+            slopes = choices.options(visit.node).weight == "per_channel"
+            layer, given = fitted(visit, visit.current, visit.given(visit.layer), slopes)
+            form = quantised(layer, visit.node, choices)
+            visit.remember(form, given)
+            return Correction(layer, form)
 
         correct_visited(rw, "correct", runs, alone, correct, context, "correcting biases")

@@ -15,10 +15,10 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY, fitted_and_held
 from fxq.passes._layers import copy_module
-from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches, shifted
+from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches
 from fxq.passes._originals import set_corrected
 from fxq.passes._output_sums import columns, output_error
-from fxq.passes._side_by_side import SideBySide, Visit, mean_shift
+from fxq.passes._side_by_side import SideBySide, Visit, fitted
 from fxq.passes._tally import Tally, from_to, no_better
 from fxq.progress import track
 from fxq.quant.corrections.rounding import Codes, learned, settled
@@ -147,6 +147,6 @@ class _Trial:
     def tried(self, layer: nn.Module) -> _Tried:
         visit, node = self._visit, self._visit.node
         given = visit.given(quantised(layer, node, self._choices))
-        better = shifted(layer, mean_shift(visit, given))
+        better, _ = fitted(visit, layer, given, slopes=False)  # the codes are chosen with the slopes that they make
         int8 = quantised(better, node, self._choices)
         return _Tried(better, int8, visit.sqnr_db(visit.given(int8), self._held))

@@ -59,6 +59,18 @@ class ErrorSums:
         self.max_abs = max(self.max_abs, largest)
         self.scale = max(self.scale, _largest(x))
 
+    def add_squares(self, reference: Tensor, actual: Tensor) -> None:
+        """Take one batch of two tensors of one shape for the signal-to-noise ratio alone: a fifth of the time.
+
+        Squares are added up in float32 for each row, and the rows in float64.
+        """
+        signal, noise = _squares(reference), _squares(reference - actual)
+        if math.isfinite(signal + noise):
+            self.signal += signal
+            self.noise += noise
+        else:
+            self._add(reference, actual)
+
     def distance(self) -> Distance:
         """Return the distance over all batches."""
         product = self.signal * self.other
@@ -71,6 +83,11 @@ class ErrorSums:
         if not math.isfinite(self.noise) or self.signal == 0.0:
             return -math.inf
         return 10.0 * math.log10(self.signal / self.noise)
+
+
+def _squares(x: Tensor) -> float:
+    rows = x.flatten(1) if x.dim() > 1 else x.unsqueeze(0)
+    return float(torch.linalg.vecdot(rows, rows).sum(dtype=torch.float64))
 
 
 def _largest(x: Tensor) -> float:

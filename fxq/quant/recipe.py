@@ -18,11 +18,11 @@ from fxq.quant.presets import PRESETS
 class Recipe:
     """How a model is quantised.
 
-    Functions that take a recipe take the name of a preset as well: ``"int8_fast"`` (whole ranges: the least time to
-    calibrate), ``"int8"`` (these defaults), ``"int8_accurate"`` (ranges evened out between layers, biases corrected on
-    quantised inputs, the network's input at half the step, squeeze-and-excitation and attention in float),
-    ``"int8_rounded"`` (the same, with weights rounded for the outputs of their layers: the most exact, and the longest
-    to compile).
+    Functions that take a recipe take the name of a preset as well: ``"int8_fast"`` (whole ranges, biases corrected for
+    errors of weights alone: the least time to compile), ``"int8"`` (these defaults), ``"int8_accurate"`` (ranges evened
+    out between layers, the network's input at half the step, products of squeeze-and-excitation and of attention in
+    float), ``"int8_rounded"`` (the same, with weights rounded for the outputs of their layers: the most exact, and the
+    longest to compile).
 
     When ``"mixed"`` is worth it: where int8 loses too much in what lies between the layers (squeeze-and-excitation,
     gates, products, averages), and there is no engine. Measured on two cores with AVX512-BF16, without AMX, on
@@ -48,21 +48,23 @@ class Recipe:
         overrides: other options for some layers, see :class:`fxq.Override`; a later one wins. Recipes that do not
             quantise activations statically know ``quantise=False`` alone, and ``"float"`` none.
         corrections: what mends the errors of rounding, by name, in any order. For biases and weights one of these:
-            ``"bias"`` (each layer's mean error, from those of its weights), ``"bias_accurate"`` (layer by layer, on
-            quantised inputs), ``"adaround"`` (weights rounded for the output of their layer, and biases corrected); a
-            later one in this list takes the place of those before it. ``"equalise"`` (cross-layer equalisation: ranges
-            of channels move between layers with ReLU between them) and ``"smooth"`` (SmoothQuant: they move from layer
-            norms into linear layers) come before calibration and keep the float function; so does ``"split_inputs"``,
-            behind it (a layer that reads the network's input reads two copies, half a step apart). ``"batch_norm"``
-            comes last: batch norms that no layer took in get statistics of the quantised values.
+            ``"bias"`` (each layer's mean error, from those of its weights), ``"bias_accurate"`` (the default: mean and
+            slope, layer by layer, on quantised inputs), ``"adaround"`` (weights rounded for the output of their layer,
+            and biases corrected); a later one in this list takes the place of those before it. ``"equalise"``
+            (cross-layer equalisation: ranges of channels move between layers with ReLU between them) and ``"smooth"``
+            (SmoothQuant: they move from layer norms into linear layers) come before calibration and keep the float
+            function; so does ``"split_inputs"``, behind it (a layer that reads the network's input reads two copies,
+            half a step apart). ``"batch_norm"`` comes last: batch norms that no layer took in get statistics of the
+            quantised values.
         reduce_range: whether int8 weights have 7 bits, codes in [-63, 63]: True, False, or None, which means only for a
             CPU and a target whose instructions saturate 8-bit products; the report says so.
-        gates_in_float: whether squeeze-and-excitation, from the mean over the image to the product with it, stays in
-            float: more accurate, and slower.
+        gates_in_float: whether squeeze-and-excitation reads what it scales in float, for the mean and for the product:
+            more accurate, and slower. The layers between them are int8.
         attention_in_float: whether attention's two products stay in float where int8 layers give its queries, keys and
             values: True, False, or None, which means only for a target without a kernel for them (``"onednn"``). On the
-            engine they take a third of the time in int8 (u8 queries, keys, values and exponentials). ViT-B/16 and BERT
-            with random weights lose nothing that can be measured, a small trained ViT with 65 tokens 0.6 dB of its 41.
+            engine they take half of the time in int8 (u8 queries, keys and values, exponentials of 16 bits). ViT-B/16
+            and BERT with random weights lose nothing that can be measured; trained networks may lose some tenths of a
+            decibel.
 
     Raises:
         InputError: an option is unknown (the nearest names are suggested), or a number is out of range.
@@ -75,7 +77,7 @@ class Recipe:
     momentum: float = 0.1
     percentile: float = 99.99
     overrides: tuple[Override, ...] = ()
-    corrections: tuple[str, ...] = ("bias",)
+    corrections: tuple[str, ...] = ("bias_accurate",)
     reduce_range: bool | None = None
     gates_in_float: bool = False
     attention_in_float: bool | None = None

@@ -6,16 +6,19 @@ from torch import fx
 
 from fxq.ir.identify import Identifier
 from fxq.ir.shapes import tensor_spec
+from fxq.targets.suitability import is_weighted
 
 #: Operations between the mean and the factor, at most.
 _LONGEST = 12
 
 
 def gate_nodes(gm: fx.GraphModule) -> set[fx.Node]:
-    """Return the operations of every gate in ``gm``, which has recorded shapes: from the mean to the product.
+    """Return what reads the unrounded ``x`` of every gate ``x * f(x)`` in ``gm``, which has recorded shapes.
 
-    A gate is a product ``x * f(x)`` of ``[N, C, H, W]`` and ``[N, C, 1, 1]``. Its factors multiply whole channels, so
-    that their rounding errors do not average out, and ``x`` has to be rounded for it once more than without.
+    A gate is a product of ``[N, C, H, W]`` and ``[N, C, 1, 1]``, the factors of whole channels. In int8 ``x`` has to be
+    rounded for it once more than without, and that is what a gate costs: the layers that find the factors see means of
+    many values, and int8 is as exact as float there. Returned are the product and the mean, with what else lies in
+    front of the first layer.
     """
     identify = Identifier(gm)
     found: set[fx.Node] = set()
@@ -28,7 +31,8 @@ def gate_nodes(gm: fx.GraphModule) -> set[fx.Node]:
         for scaled, factor in (call.nodes, call.nodes[::-1]):
             if _scales_channels(factor, scaled):
                 between = _between(scaled, factor)
-                found |= between | {node} if between else set()
+                layers = {n for n in between if is_weighted(identify(n))}
+                found |= between - _behind(layers, between) | {node} if between else set()
     return found
 
 
@@ -51,4 +55,16 @@ def _between(start: fx.Node, end: fx.Node) -> set[fx.Node]:
             return set()
         found.add(node)
         waiting += node.all_input_nodes
+    return found
+
+
+def _behind(layers: set[fx.Node], within: set[fx.Node]) -> set[fx.Node]:
+    """The layers, and everything that is computed from what they give."""
+    found: set[fx.Node] = set()
+    waiting = list(layers)
+    while waiting:
+        node = waiting.pop()
+        if node in within and node not in found:
+            found.add(node)
+            waiting += node.users
     return found

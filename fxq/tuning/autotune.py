@@ -23,6 +23,7 @@ from fxq.targets import resolve_target
 from fxq.tracing import ModelInputs, TraceRecord
 from fxq.tracing.record import RECORD_KEY
 from fxq.tuning.budget import Budget, SearchEndedError
+from fxq.tuning.candidates import quick
 from fxq.tuning.journal import Journal, graph_digest
 from fxq.tuning.measuring import Evaluate, check_evaluate
 from fxq.tuning.search import Search
@@ -86,7 +87,7 @@ def autotune(
             measured and the data calibrated on in any case.
         log: a file that gets a line of JSON after each trial. Given again with the same model, data, target and seed,
             the search goes on from there. The metric of the float model is measured again, and must be as it was.
-        recipe: where the search starts; its overrides stay. By default ``fxq.Recipe("int8")``.
+        recipe: where the search starts; its overrides stay. By default ``fxq.Recipe(corrections=("bias",))``.
         data: batches on which the error of each layer is measured, as for :func:`fxq.sensitivity`.
         seed: of random numbers in ``evaluate``.
 
@@ -98,7 +99,7 @@ def autotune(
     begin = time.perf_counter()
     check_evaluate(evaluate)
     goal = _goal(max_drop, relative, higher_is_better, budget_s, seed)
-    start = int8_recipe("int8" if recipe is None else recipe)
+    start = quick(int8_recipe("int8")) if recipe is None else int8_recipe(recipe)
     target = resolve_target(target)
     bench = Workbench(model, example_inputs, calibration, target, histograms=True, progress=False)
     journal = Journal(log, {"model": graph_digest(bench.traced), "target": target, "seed": seed})

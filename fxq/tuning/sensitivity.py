@@ -19,6 +19,7 @@ from fxq.quant.overrides import Override
 from fxq.quant.recipe import Recipe, resolve_recipe
 from fxq.targets import resolve_target
 from fxq.tracing import ModelInputs
+from fxq.tuning.candidates import quick
 from fxq.tuning.effects import Effect, unchanged
 from fxq.tuning.layers import Layer, int8_layers, select
 from fxq.tuning.measuring import Evaluate, check_evaluate, measure, measure_float
@@ -57,7 +58,8 @@ def sensitivity(
         model, example_inputs, calibration, progress: as for :func:`fxq.compile`.
         data: batches to compare outputs on, as ``calibration``; by default up to 64 samples of that.
         evaluate: a function of a module that returns a number; gives each row that metric as well.
-        recipe: ``"int8"``, or a ``Recipe`` of that name. Layers that it keeps in float are not looked at.
+        recipe: ``"int8"``, here with biases corrected for errors of weights alone, or a ``Recipe`` of that name. Layers
+            that it keeps in float are not looked at.
         target: what runs the modules that ``evaluate`` gets. Outputs are compared on the graph that defines them.
         layers: globs over the names of layers; by default all.
 
@@ -67,6 +69,8 @@ def sensitivity(
         CalibrationError, TraceError, TargetError: as for :func:`fxq.compile`.
     """
     chosen = int8_recipe(recipe)
+    if recipe == "int8":  # what looks at the errors of other layers would run again for each variant
+        chosen = quick(chosen)
     if evaluate is not None:
         check_evaluate(evaluate)
     target = resolve_target(target)

@@ -165,6 +165,38 @@ def test_a_callable_is_seen_too() -> None:
         assert torch.equal(actual.get_submodule(path).bias, expected.get_submodule(path).bias)
 
 
+def test_a_callable_that_can_run_only_once_leaves_biases_alone() -> None:
+    model, batches = _net(), iter(_batches())
+
+    def run(net: nn.Module) -> None:
+        for batch in batches:
+            net(batch)
+
+    result = _corrected(*_observed(model, _batches(), calibration=run))
+    assert result.record.notes == ("not corrected: the calibration callable does not run the model a second time",)
+    assert not result.modified
+
+
+def test_what_clipping_took_from_the_spread_comes_back_with_the_same_codes() -> None:
+    """Half of the range is cut off: the layer behind makes up for it, by its scales."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    data = [torch.randn(64, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    recipe = Recipe(activation="minmax")
+    gm, context = _observed(model, data, recipe)
+    (last,) = (n for n in gm.graph.nodes if n.target == "2")
+    clipping = gm.get_submodule(str(last.args[0].target))
+    clipping.maximum = clipping.maximum / 2
+    result = _corrected(gm, context, recipe)
+    plain, better = (ConvertQDQ(recipe)(g, context=context).graph_module for g in (gm, result.graph_module))
+    old, new = plain.get_submodule("2"), better.get_submodule("2")
+    assert bool((new.weight_scale > 1.005 * old.weight_scale).all())
+    assert int((new.weight != old.weight).sum()) <= 1  # a tie of rounding
+    x = torch.randn(256, 16, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        assert distance(model(x), better(x)).sqnr_db > distance(model(x), plain(x)).sqnr_db + 0.3
+
+
 def test_a_layer_called_twice_is_refused() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(4, 4)

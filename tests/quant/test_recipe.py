@@ -54,7 +54,7 @@ def test_corrections_are_a_tuple_without_repetitions() -> None:
 
 
 def test_presets_have_names() -> None:
-    assert resolve_recipe("int8_fast", calibrated=True) == Recipe(activation="minmax")
+    assert resolve_recipe("int8_fast", calibrated=True) == Recipe(activation="minmax", corrections=("bias",))
     assert resolve_recipe("int8", calibrated=True) == Recipe()
     assert "bias_accurate" in resolve_recipe("int8_accurate", calibrated=True).corrections
     assert resolve_recipe("int8_accurate", calibrated=True).gates_in_float

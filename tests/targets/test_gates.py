@@ -35,8 +35,16 @@ def names(model: nn.Module, x: Tensor = X) -> set[str]:
     return {n.name for n in gate_nodes(gm)}
 
 
-def test_a_gate_reaches_from_the_mean_to_the_product() -> None:
-    assert names(Gated()) == {"adaptive_avg_pool2d", "reduce", "relu", "expand", "hardsigmoid", "mul"}
+def test_the_mean_and_the_product_are_what_reads_the_unrounded_value() -> None:
+    assert names(Gated()) == {"adaptive_avg_pool2d", "mul"}
+
+
+def test_a_gate_without_layers_is_all_of_it() -> None:
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+    assert names(Plain()) == {"mean", "sigmoid", "mul"}
 
 
 def test_a_product_of_two_images_is_no_gate() -> None:
@@ -58,7 +66,9 @@ def test_the_recipe_decides_and_the_report_tells(kept: bool) -> None:
     compiled = fxq.compile(Gated().eval(), calibration=[X], recipe=recipe, target="reference")
     assert ("the recipe keeps gates in float" in str(fxq.report(compiled).to_dict())) is kept
     int8 = {n for n, m in compiled.named_modules() if type(m).__name__ == "QConv2d"}
-    assert int8 == ({"first", "last"} if kept else {"first", "last", "reduce", "expand"})
+    assert int8 == {"first", "last", "reduce", "expand"}
+    products = [n for n in compiled.graph.nodes if n.target is torch.mul]
+    assert [n.args[0].name for n in products] == (["first"] if kept else [])
     with torch.no_grad():
         y, q = Gated().eval()(X), compiled(X)
     assert float((q - y).abs().max()) < 0.05 * float(y.abs().max())

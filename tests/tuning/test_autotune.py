@@ -278,7 +278,7 @@ def test_losses_and_relative_drops(hard_task):
     easy = fxq.autotune(hard_task.model, **common, relative=True, max_drop=0.9)
     assert _section(easy).chosen == 1
     assert _section(easy).best.drop == pytest.approx(0.8, abs=0.1)
-    tight = fxq.autotune(hard_task.model, **common, max_drop=0.9, recipe=fxq.Recipe("int8", activation="mse"))
+    tight = fxq.autotune(hard_task.model, **common, max_drop=0.9, recipe=fxq.Recipe(corrections=("bias",)))
     assert not _section(tight).trials[1].holds
     assert _section(tight).trials[1].drop == pytest.approx(8.0, abs=1.0)
     assert _section(tight).best.metric <= 10.9

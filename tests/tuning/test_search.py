@@ -21,7 +21,7 @@ from fxq.tuning.sensitivity_result import LayerSensitivity, Sensitivity, Sensiti
 from fxq.tuning.trials import Goal, Trial, TuningReport
 from fxq.tuning.workbench import Workbench
 
-START = fxq.Recipe("int8", activation="mse")
+START = fxq.Recipe("int8", activation="mse", corrections=("bias",))
 
 
 def _layer(name: str, penalty: float = 1.0) -> Layer:
@@ -240,7 +240,7 @@ def test_a_budget_limits_how_many_layers_are_measured(hard_task, monkeypatch):
     search = _search(tester)
     monkeypatch.setattr("fxq.tuning.search._AT_ONCE", 2)
     search._batches = list(bench.data)
-    base = bench.quantise(fxq.Recipe("int8"))
+    base = bench.quantise(START)
     layers = int8_layers(base.float_graph, base.recipe, bench.inputs)
     tester.bench = bench  # type: ignore[attr-defined]
     assert set(search._noise(base, layers)) == {x.name for x in layers}

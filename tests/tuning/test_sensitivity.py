@@ -21,7 +21,7 @@ def _output_db(reference: nn.Module, gm: nn.Module, batches: list[torch.Tensor])
 
 
 def _compiled(task, *overrides: fxq.Override) -> nn.Module:
-    recipe = fxq.Recipe("int8", overrides=overrides)
+    recipe = fxq.Recipe("int8", overrides=overrides, corrections=("bias",))
     return fxq.compile(task.model, calibration=task.loader, recipe=recipe, target="reference")
 
 
@@ -48,7 +48,7 @@ def test_rows_are_what_compiling_with_overrides_gives(hard_task):
 def test_every_quantised_layer_has_a_row_and_an_override_takes_its_name(hard_task):
     found = fxq.sensitivity(hard_task.model, calibration=hard_task.loader)
     assert {"stem", "front", "hard", "back", "head"} <= {r.layer for r in found.rows}
-    recipe = fxq.Recipe("int8", overrides=found.overrides(len(found.rows)))
+    recipe = fxq.Recipe("int8", overrides=found.overrides(len(found.rows)), corrections=("bias",))
     gm = fxq.compile(hard_task.model, hard_task.loader[0], calibration=hard_task.loader, recipe=recipe)
     assert not any(layer.scale is not None for layer in fxq.report(gm).layers)
 
@@ -84,7 +84,7 @@ def test_a_layer_that_nobody_knows_is_an_error(hard_task):
 
 
 def test_layers_that_the_recipe_keeps_in_float_have_no_row(hard_task):
-    recipe = fxq.Recipe("int8", activation="mse", overrides=(fxq.Override("hard", quantise=False),))
+    recipe = fxq.Recipe(overrides=(fxq.Override("hard", quantise=False),), corrections=("bias",))
     found = fxq.sensitivity(hard_task.model, calibration=hard_task.loader, recipe=recipe)
     assert "hard" not in {r.layer for r in found.rows}
 

@@ -9,7 +9,10 @@ from fxq.quant.calibration import Calibration
 from fxq.tuning.layers import int8_layers
 from fxq.tuning.workbench import Workbench
 
+#: With the correction that looks at one layer alone, so that variants take over the others.
+QUICK = fxq.Recipe("int8", corrections=("bias",))
 RECIPES = [
+    QUICK,
     fxq.Recipe("int8"),
     fxq.Recipe("int8", activation="mse", weight_range="mse"),
     fxq.Recipe(
@@ -37,7 +40,7 @@ class Residuals(nn.Module):
 
 
 @pytest.mark.parametrize("histograms", [False, True])
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.activation)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: f"{r.activation}-{r.corrections[0]}")
 def test_quantises_as_compile_does(hard_task, recipe, histograms):
     bench = Workbench(hard_task.model, None, hard_task.loader, "reference", histograms=histograms)
     ours, _ = bench.lower(bench.quantise(recipe))
@@ -51,9 +54,9 @@ def test_recipes_of_one_float_graph_measure_mean_errors_once(hard_task, monkeypa
     monkeypatch.setattr(Calibration, "again", lambda self: runs.append(self) or again(self))
     bench = Workbench(hard_task.model, None, hard_task.loader, "reference", histograms=True)
     for activation in ("mse", "percentile", "minmax"):
-        bench.quantise(fxq.Recipe("int8", activation=activation))
+        bench.quantise(fxq.Recipe("int8", activation=activation, corrections=("bias",)))
     assert len(runs) == 1
-    wider = fxq.Recipe("int8", weight_range="mse")  # other weights have other errors
+    wider = fxq.Recipe("int8", weight_range="mse", corrections=("bias",))  # other weights have other errors
     ours, _ = bench.lower(bench.quantise(wider))
     assert len(runs) == 2
     theirs = fxq.compile(hard_task.model, calibration=hard_task.loader, recipe=wider, target="reference")
@@ -63,7 +66,7 @@ def test_recipes_of_one_float_graph_measure_mean_errors_once(hard_task, monkeypa
 @pytest.mark.parametrize("corrections", [("split_inputs", "bias"), ("equalise", "bias"), ("bias", "batch_norm")])
 def test_corrected_weights_are_not_taken_for_the_model_s(hard_task, corrections):
     bench = Workbench(hard_task.model, None, hard_task.loader, "reference")
-    bench.quantise(fxq.Recipe("int8"))
+    bench.quantise(QUICK)
     recipe = fxq.Recipe("int8", corrections=corrections)
     ours, _ = bench.lower(bench.quantise(recipe))
     theirs = fxq.compile(hard_task.model, calibration=hard_task.loader, recipe=recipe, target="reference")
@@ -76,12 +79,12 @@ def test_a_variant_is_what_compile_gives_under_its_overrides(where, alone):
     torch.manual_seed(0)
     model, loader = Residuals().eval(), [torch.randn(4, 3, 8, 8) for _ in range(3)]
     bench = Workbench(model, None, loader, "reference")
-    base = bench.quantise(fxq.Recipe("int8"))
+    base = bench.quantise(QUICK)
     assert where in {layer.name for layer in int8_layers(base.float_graph, base.recipe, bench.inputs)}
     changes = (fxq.Override("*", quantise=False), fxq.Override(where)) if alone else (fxq.Override(where, False),)
     ours, _ = bench.lower(bench.variant(base, changes))
     # example inputs of the loader's batch size, as nothing may be left to quantise
-    recipe = fxq.Recipe("int8", overrides=changes)
+    recipe = fxq.Recipe("int8", overrides=changes, corrections=("bias",))
     theirs = fxq.compile(model, loader[0], calibration=loader, recipe=recipe, target="reference")
     assert torch.equal(ours(loader[0]), theirs(loader[0]))
 
@@ -98,7 +101,7 @@ def test_the_data_runs_once_for_all_calibrators(hard_task):
     bench = Workbench(hard_task.model, hard_task.loader[0], Counting(), "reference", histograms=True)
     begun = passes
     for activation in ("minmax", "mse", "entropy", "percentile", "auto"):
-        base = bench.quantise(fxq.Recipe("int8", activation=activation))
+        base = bench.quantise(fxq.Recipe("int8", activation=activation, corrections=("bias",)))
         bench.variant(base, (fxq.Override("hard", quantise=False),))
     assert passes - begun <= 1
 
@@ -106,7 +109,7 @@ def test_the_data_runs_once_for_all_calibrators(hard_task):
 def test_the_digest_of_the_data_knows_samples_and_not_their_order(hard_task):
     def digest(batches: list[Tensor]) -> str:
         bench = Workbench(hard_task.model, hard_task.loader[0], batches, "reference")
-        base = bench.quantise(fxq.Recipe("int8"))
+        base = bench.quantise(QUICK)
         return bench.statistics(base.float_graph).digest
 
     samples = torch.cat(hard_task.loader)
@@ -116,7 +119,7 @@ def test_the_digest_of_the_data_knows_samples_and_not_their_order(hard_task):
 
 def test_layers_have_costs_that_do_not_depend_on_the_machine(hard_task):
     bench = Workbench(hard_task.model, None, hard_task.loader, "reference")
-    base = bench.quantise(fxq.Recipe("int8"))
+    base = bench.quantise(QUICK)
     layers = {layer.name: layer for layer in int8_layers(base.float_graph, base.recipe, bench.inputs)}
     assert layers["front"].macs == 2 * 12 * 12 * 9 * 64  # two samples
     assert layers["front"].penalty_s > layers["head"].penalty_s > 0
