@@ -17,12 +17,13 @@ from fxq.ir.metrics import distance
 from fxq.manager import PassRecord, Report
 from fxq.manager.layers import layer_records
 from fxq.manager.report import attach_report
-from fxq.manager.running import run_on_copy
+from fxq.manager.running import few_samples, run_on_copy
+from fxq.progress import checked_by
 from fxq.quant.recipe import Recipe
 from fxq.targets import resolve_target
 from fxq.tracing import ModelInputs, TraceRecord
 from fxq.tracing.record import RECORD_KEY
-from fxq.tuning.budget import Budget, SearchEndedError
+from fxq.tuning.budget import Budget, OutOfTimeError, SearchEndedError
 from fxq.tuning.candidates import quick
 from fxq.tuning.journal import Journal, graph_digest
 from fxq.tuning.measuring import Evaluate, check_evaluate
@@ -112,12 +113,13 @@ def autotune(
         journal.confirm(data=bench.calibrate(start).digest)
         batches = comparison_batches(model, bench, data)
         search = Search(tester, journal, batches)
-        ended = search.run(start)
+        with checked_by(tester.budget.interrupt()):  # what no trial cuts off: measuring layers, and what that needs
+            ended = search.run(start)
     except KeyboardInterrupt:
         if not tester.trials:
             raise  # nothing is known yet, not even of the float model
         ended = "interrupted"
-    except SearchEndedError as reason:
+    except (SearchEndedError, OutOfTimeError) as reason:
         ended = str(reason)
     section = TuningReport(
         str(goal), ended, tester.chosen, tuple(tester.trials), () if search is None else search.order,
@@ -160,6 +162,7 @@ def _reported(built: Built, bench: Workbench, section: TuningReport) -> fx.Graph
 
 
 def _with_distance(built: Built, traced: fx.GraphModule, inputs: ModelInputs) -> list[PassRecord]:
+    inputs = few_samples(traced, inputs)
     reference, output = run_on_copy(traced, inputs), run_on_copy(built.module, inputs)
     *others, last = built.records
     return [*others, replace(last, total=distance(reference, output))]

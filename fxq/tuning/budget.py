@@ -39,6 +39,10 @@ class Budget:
         """Seconds since the search began."""
         return time.perf_counter() - self._begin
 
+    @property
+    def _spent(self) -> str:
+        return f"the budget of {self.seconds:g} s is spent"
+
     def evaluated(self, seconds: float, in_float: bool = False) -> None:
         """Note how long ``evaluate`` and what goes with it took; in float it stands for int8 until one is known."""
         self._evaluating = seconds if self._in_float else max(self._evaluating, seconds)
@@ -52,14 +56,14 @@ class Budget:
     def check(self, recipe: Recipe | None = None, variant: bool = False) -> None:
         """Raise SearchEndedError where a trial of ``recipe``, or an evaluation alone, does not fit what is left."""
         if not self.holds(recipe, variant):
-            raise SearchEndedError(f"the budget of {self.seconds:g} s is spent")
+            raise SearchEndedError(self._spent)
 
     def interrupt(self, share: float = 1.0) -> Callable[[], None]:
         """Return a function that raises OutOfTimeError from when a share of the seconds is spent."""
 
         def check() -> None:
             if self.seconds is not None and self.spent > share * self.seconds:
-                raise OutOfTimeError
+                raise OutOfTimeError(self._spent)
 
         return check
 

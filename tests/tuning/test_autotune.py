@@ -14,6 +14,8 @@ from torch import nn
 import fxq
 from fxq.errors import CalibrationError, InputError, TargetError
 from fxq.passes import correct_bias_accurately
+from fxq.progress import step
+from fxq.tuning.search import Search
 from fxq.tuning.trials import TuningReport
 
 
@@ -169,6 +171,20 @@ def test_an_interrupt_before_anything_is_known_goes_through(hard_task):
     evaluate = Counted(hard_task.evaluate, 1, _raise(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         fxq.autotune(hard_task.model, calibration=hard_task.loader, evaluate=evaluate)
+
+
+def test_measuring_layers_ends_with_the_budget(hard_task, monkeypatch):
+    def endless(self, base, layers):
+        while True:
+            time.sleep(0.01)
+            step()
+
+    monkeypatch.setattr(Search, "_noise", endless)
+    metrics = iter([1.0])
+    evaluate = lambda gm: next(metrics, 0.0)  # noqa: E731 - of the float model, then of all others
+    gm = fxq.autotune(hard_task.model, calibration=hard_task.loader, evaluate=evaluate, budget_s=8)
+    assert _section(gm).ended == "the budget of 8 s is spent"
+    assert 8 < _section(gm).seconds < 10
 
 
 def test_a_spent_budget_returns_the_float_model(hard_task):
