@@ -23,7 +23,7 @@ GROUP_SIZES: Final = (32, 64, 128, 256)
 #: With more float32 rows than this it is faster to write the weight out and multiply by that, once for all rows.
 _FEW_ROWS: Final = 4
 #: The same of the compiled library.
-_FEW_ROWS_COMPILED: Final = 64
+_FEW_ROWS_COMPILED: Final = 128
 
 
 class _Compiled(NamedTuple):
@@ -32,10 +32,18 @@ class _Compiled(NamedTuple):
     run: Run | None
 
 
+class _Packs:
+    """What the first calls make of the buffers: for the library, and for PyTorch's kernels by dtype of the rows."""
+
+    def __init__(self) -> None:
+        self.compiled: _Compiled | None = None
+        self.by_dtype: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+
+
 class _WeightOnlyLinear(Packed):
     """``F.linear(x, dequantised weight, bias)`` for ``x`` float32, bfloat16 or float16; the result has its dtype.
 
-    Up to 64 rows of float32 on a CPU with AVX512-VNNI go to the compiled library, whose result has a relative error
+    Up to 128 rows of float32 on a CPU with AVX512-VNNI go to the compiled library, whose result has a relative error
     below 1e-6 against the product in float64, and does not depend on the number of threads. Else up to 4 rows, and
     those of the other dtypes, go to PyTorch's kernels, and more to ``F.linear``. What the kernels read is packed at the
     first call, beside the buffers.
@@ -72,18 +80,17 @@ class _WeightOnlyLinear(Packed):
         return None if run is None else run(rows)
 
     def _compiled(self) -> _Compiled:
-        found: _Compiled | None = self._packs().get(torch.float32)
+        packs = self._packs()
+        found = packs.compiled
         if found is None:
             found = _Compiled(self._compile())
-            if memory_is_real():
-                self._packs()[torch.float32] = found
+            packs.compiled = found if memory_is_real() else None
         return found
 
-    def _packs(self) -> dict[torch.dtype, Any]:
-        """What is packed for each dtype of rows."""
-        if self._derived is None:
-            self._derived = {}
-        packs: dict[torch.dtype, Any] = self._derived
+    def _packs(self) -> _Packs:
+        packs: _Packs | None = self._derived
+        if packs is None:
+            packs = self._derived = _Packs()
         return packs
 
     def _compile(self) -> Run | None:
@@ -175,10 +182,12 @@ class Weight4Linear(_WeightOnlyLinear):
         packable = self.out_features % 16 == 0 and self.group_size in GROUP_SIZES
         if not packable or not self._has_kernel(rows):
             return self._in_float(rows)
-        packs = self._packs()
+        packs = self._packs().by_dtype
         packed = packs.get(rows.dtype)
         if packed is None:
-            packed = packs[rows.dtype] = self._pack(rows.dtype)
+            packed = self._pack(rows.dtype)
+            if memory_is_real():
+                packs[rows.dtype] = packed
         return torch.ops.aten._weight_int4pack_mm_for_cpu(rows.contiguous(), packed[0], self.group_size, packed[1])  # type: ignore[no-any-return]
 
     def _pack(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
