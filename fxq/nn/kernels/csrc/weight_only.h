@@ -9,7 +9,7 @@ struct FxqWeightOnly {
     int64_t outputs;
     int64_t inputs;
     int64_t group;         // inputs that share a scale, a multiple of 8: int4 codes; 0: s8 codes, a scale an output
-    const int8_t* codes;   // s8 (strips, inputs, 64); or (strips, inputs / 8, 64) of 8 inputs in 32 bits, the first lowest
+    const int8_t* codes;   // s8 (strips, inputs, 64), or 8 inputs in 32 bits, lowest first, (strips, inputs / 8, 64)
     const float* scale;    // (strips, 64), or (strips, groups, 64)
     const float* offset;   // the same of int4 codes, which stand for (code - 8) * scale + offset; else null
     const float* bias;     // (outputs,), or null
