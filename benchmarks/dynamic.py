@@ -1,10 +1,11 @@
 """Recipe "dynamic" beside eager float and PyTorch's own dynamic quantisation, timed in one interleaved run.
 
     python -m benchmarks.dynamic --threads 1 --budget 3 --json results/dynamic.json
+    python -m benchmarks.dynamic --threads 1 --recipe weight4 --rows 1 4 16
 
 Layers of one kind each, seeded weights and inputs; all three get the same. The SQNR is that of the output against
 float. PyTorch's is ``torch.ao.quantization.quantize_dynamic``, which is deprecated and has no successor for recurrent
-layers.
+layers. Recipes "weight8" and "weight4", which quantise linear layers alone, can take the place of "dynamic".
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fxq.passes import QuantiseDynamically
 
 _WIDTH = 140
 _STEPS = 50
+_RECIPES = ("dynamic", "weight8", "weight4")
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ CASES = (
 )
 
 
-def measure(case: Case, budget_s: float, granularity: str = "token", seed: int = 0) -> Result:
-    """Time float, PyTorch's and fxq's dynamic quantisation of ``case`` for about ``budget_s`` seconds."""
+def measure(case: Case, budget_s: float, granularity: str = "token", seed: int = 0, recipe: str = "dynamic") -> Result:
+    """Time float, PyTorch's dynamic quantisation and fxq's ``recipe`` of ``case`` for about ``budget_s`` seconds."""
     model, x = case.build(seed)
     passes = None if granularity == "token" else [QuantiseDynamically(granularity=granularity)]
-    own = fxq.compile(model, x, recipe="dynamic", passes=passes)
+    own = fxq.compile(model, x, recipe=recipe, passes=passes)
     models = {"float": model, "torch": _torch_dynamic(model), "fxq": own}
     with torch.inference_mode():
         wanted = model(x)
@@ -103,11 +105,11 @@ def _torch_dynamic(model: nn.Module) -> nn.Module:
         return made
 
 
-def table(results: Sequence[Result]) -> Table:
+def table(results: Sequence[Result], recipe: str = "dynamic") -> Table:
     """Return a row for each case."""
     shown = Table(title=f"{torch.get_num_threads()} threads, medians", title_justify="left")
     shown.add_column("layer")
-    for heading in ("float", "torch dynamic", "fxq dynamic", "over float", "over torch", "torch SQNR", "fxq SQNR"):
+    for heading in ("float", "torch dynamic", f"fxq {recipe}", "over float", "over torch", "torch SQNR", "fxq SQNR"):
         shown.add_column(heading, justify="right")
     for result in results:
         plain, peer, own = result.rows
@@ -127,11 +129,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", default=["LSTM", "GRU", "Linear"], choices=["LSTM", "GRU", "Linear"])
     parser.add_argument("--widths", nargs="+", type=int, metavar="N", help="only these widths")
     parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="only these numbers of rows, or of sequences")
-    parser.add_argument("--granularity", default="token", choices=GRANULARITIES, help="what shares a scale in fxq")
+    parser.add_argument("--recipe", default="dynamic", choices=_RECIPES, help="of fxq; weights alone: linear layers")
+    parser.add_argument(
+        "--granularity", default="token", choices=GRANULARITIES, help='what shares a scale in "dynamic"'
+    )
     parser.add_argument("--budget", type=float, default=3.0, metavar="S", help="seconds for each layer (default 3)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     options = parser.parse_args(arguments)
+    if options.recipe != "dynamic":
+        options.kinds, options.granularity = ["Linear"], "token"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
@@ -142,11 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = []
     for case in chosen:
         with console.status(f"{case.kind} {case.width}, batch {case.rows}"):
-            results.append(measure(case, options.budget, options.granularity))
-    console.print(table(results))
+            results.append(measure(case, options.budget, options.granularity, recipe=options.recipe))
+    console.print(table(results, options.recipe))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": machine, "results": [asdict(r) for r in results]}, indent=2))
+        options.json.write_text(
+            json.dumps(
+                {"machine": machine, "recipe": options.recipe, "results": [asdict(r) for r in results]}, indent=2
+            )
+        )
     return 0
 
 

@@ -34,6 +34,7 @@ from fxq.ir.snapshot import kind_text
 from fxq.ir.stage import Stage, stage_of
 from fxq.nn.qlayer import QLayer
 from fxq.nn.qoperation import QOperation
+from fxq.nn.weight_only import Weight4Linear, Weight8Linear
 from fxq.tracing import ModelInputs, TraceRecord, clone_inputs, normalise_inputs, trace
 from fxq.tracing.record import RECORD_KEY
 
@@ -145,6 +146,8 @@ class _CountingInterpreter(GraphInterpreter):
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         if isinstance(module, QLayer):
             macs, uncounted = int8_macs(module, self.env[n.all_input_nodes[0]], value), frozenset()
+        elif isinstance(module, Weight8Linear | Weight4Linear):  # the compiled library runs past the counter
+            macs, uncounted = sum(t.numel() for t in tensors_in(value)) * module.in_features, frozenset()
         elif module is not None and type(module).__module__.startswith("fxq.nn."):
             uncounted = frozenset()
         self.runs[n.name] = _NodeRun(inputs, tuple(_specs(value)), macs, counter.computed, uncounted)

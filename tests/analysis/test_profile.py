@@ -16,6 +16,7 @@ from fxq.analysis import profile
 from fxq.analysis.costs import CONVENTION, format_bytes, format_count
 from fxq.errors import GraphError, InputError
 from fxq.nn import Epilogue, QConv2d, fuse_layer, quantize_layer
+from fxq.nn.weight_only import Weight4Linear, Weight8Linear
 from fxq.quant.qparams import QParams
 from fxq.tracing import trace
 
@@ -98,6 +99,22 @@ def graph_of(layer: nn.Module) -> nn.Module:
     graph = fx.Graph()
     graph.output(graph.call_module("layer", (graph.placeholder("x"),)))
     return fx.GraphModule(nn.ModuleDict({"layer": layer}), graph)
+
+
+class Positive(nn.Module):
+    """Looks at values, which fake tensors do not have: a profile has to run on the real ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.sum()) > 0 else -x
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("first", [nn.Identity, Positive])
+def test_whatever_kernel_multiplies_by_codes_has_the_macs_of_its_float_layer(bits: int, first: type[nn.Module]) -> None:
+    layer = nn.Linear(64, 48)
+    made = Weight8Linear.from_layer(layer) if bits == 8 else Weight4Linear.from_layer(layer, 32)
+    for rows in (3, 300):
+        assert profile(nn.Sequential(first(), made).eval(), torch.randn(rows, 64)).macs == rows * 64 * 48
 
 
 def test_every_stage_of_a_convolution_has_the_same_macs() -> None:

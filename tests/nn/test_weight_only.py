@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxq.errors import InputError
 from fxq.nn.weight_only import GROUP_SIZES, Weight4Linear, Weight8Linear
@@ -58,6 +59,37 @@ def test_outputs_that_the_int4_kernel_does_not_take(outputs: int) -> None:
     made = Weight4Linear.from_layer(_layer(64, outputs), 32)
     x = torch.randn(3, 64)
     torch.testing.assert_close(made(x), F.linear(x, made.dequantized_weight(), made.bias), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("real_first", [True, False])
+def test_fake_tensors_and_real_ones_in_turn(bits: int, real_first: bool) -> None:
+    made, x = _made(bits, _layer()), torch.randn(2, 256)
+    expected = F.linear(x, made.dequantized_weight(), made.bias)
+    if real_first:
+        made(x)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert made(mode.from_tensor(x)).shape == (2, 48)
+    torch.testing.assert_close(made(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_many_rows_and_gradients(bits: int) -> None:
+    made = _made(bits, _layer())
+    for rows in (5, 128, 129, 300):
+        x = torch.randn(rows, 256, requires_grad=True)
+        expected = F.linear(x, made.dequantized_weight(), made.bias)
+        torch.testing.assert_close(made(x.detach()), expected.detach(), rtol=1e-5, atol=1e-5)
+        (own,), (wanted,) = torch.autograd.grad(made(x).sum(), x), torch.autograd.grad(expected.sum(), x)
+        torch.testing.assert_close(own, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_is_packed_is_no_state(bits: int) -> None:
+    made = _made(bits, _layer())
+    before = list(made.state_dict())
+    made(torch.randn(2, 256))
+    assert list(made.state_dict()) == before
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -17,7 +17,7 @@ from torch import Tensor
 from fxq.extensions import extension_file
 from fxq.openmp import openmp
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 #: What shares a scale, in the library's order: each row has its own, all have the one of their largest magnitude, or
 #: that of their range.
@@ -51,6 +51,7 @@ def _declare(found: ctypes.CDLL) -> None:
         ("fxq_dynamic_openmp", None, [POINTER] * 3),
         ("fxq_recurrent_run", None, [POINTER, POINTER, ctypes.c_int]),
         ("fxq_linear_run", ctypes.c_int, [POINTER, POINTER, LONG, LONG, POINTER, ctypes.c_int]),
+        ("fxq_weight_only_run", None, [POINTER, POINTER, LONG, LONG, POINTER, ctypes.c_int]),
     ):
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments

@@ -4,7 +4,7 @@ using fxq::depth_of;
 using fxq::LANES;
 using fxq::Strips;
 
-FXQ_EXPORT int fxq_dynamic_version() { return 3; }
+FXQ_EXPORT int fxq_dynamic_version() { return 4; }
 
 FXQ_EXPORT int fxq_dynamic_runs() {
 #if defined(__x86_64__)
