@@ -60,12 +60,13 @@ class CorrectBiasAccurately(Pass):
             return
         layers = observed_layers(rw)
         alone = refuse_shared(rw, "correct", layers)
+        choices = self.recipe.choices(rw.gm)
+        alone = {node for node in alone if choices.why_float(node) is None}  # a layer kept in float keeps its weights
         for node in sorted(alone, key=list(layers).index):
             reason = normalised_reason(node, rw)
             if reason is not None:
                 rw.refuse("correct", node, reason)
                 alone.discard(node)
-        choices = self.recipe.choices(rw.gm)
         runs = SideBySide(rw.gm, batches, quantised_layers(layers, choices), self.memory)
 
         def correct(visit: Visit) -> Correction:

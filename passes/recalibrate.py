@@ -21,12 +21,14 @@ class Recalibrate(Pass):
 
     Before: ``HistogramObserver[...] {mse, [-2.1, 3.4]}``. After: ``HistogramObserver[...] {entropy, [-2.1, 3.4]}``.
 
-        steps = fxq.pipeline(fxq.Recipe(), "auto")
+        steps = fxq.pipeline(fxq.Recipe(corrections=("bias",)), "auto")
         observe = steps.without("convert_qdq").without("lower_int8")
         observed = fxq.compile(model, calibration=loader, passes=observe)
         for name in ("minmax", "percentile", "mse", "entropy"):
             finish = fxq.PassManager([Recalibrate(name), ConvertQDQ(), LowerInt8()])
             print(name, evaluate(finish(observed, example).graph_module))
+
+    Corrections that look at ranges (``"bias_accurate"``) fit those that they saw: they belong behind this pass.
 
     Args:
         calibrator: "minmax", "percentile", "mse", "entropy" or "auto", as in :class:`fxq.Recipe`.

@@ -98,7 +98,8 @@ def test_of_an_int8_module_the_bad_layer_is_named_first():
     model.last.weight.data[0] *= 300  # one scale for all channels leaves the others next to nothing
     model.head.weight.data[:, 0] /= 300
     batches = [torch.randn(4, 3, 8, 8) for _ in range(2)]
-    recipe = fxq.Recipe("int8", activation="minmax", overrides=(fxq.Override("last", weight="per_tensor"),))
+    last = fxq.Override("last", weight="per_tensor")
+    recipe = fxq.Recipe("int8", activation="minmax", corrections=("bias",), overrides=(last,))
     gm = fxq.compile(model, calibration=batches, recipe=recipe)
     found = fxq.compare(model, gm, batches, attribute=True)
     assert found.layers[0].module_path == "last"

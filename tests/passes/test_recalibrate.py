@@ -27,7 +27,7 @@ class Network(nn.Module):
 
 
 def observed(activation: str = "mse") -> fx.GraphModule:
-    steps = fxq.pipeline(fxq.Recipe(activation=activation), "reference")
+    steps = fxq.pipeline(fxq.Recipe(activation=activation, corrections=("bias",)), "reference")
     observe = steps.without("convert_qdq").without("lower_int8")
     return fxq.compile(Network().eval(), calibration=BATCHES, passes=observe)
 
@@ -40,7 +40,7 @@ def observers(gm: fx.GraphModule) -> list[Observer]:
 def test_the_result_is_that_of_calibrating_with_the_other_one(calibrator: str) -> None:
     finish = PassManager([Recalibrate(calibrator, 99.0), ConvertQDQ(), LowerInt8("reference")])
     again = finish(observed(), BATCHES[0]).graph_module
-    recipe = fxq.Recipe(activation=calibrator, percentile=99.0)
+    recipe = fxq.Recipe(activation=calibrator, percentile=99.0, corrections=("bias",))
     whole = fxq.compile(Network().eval(), calibration=BATCHES, recipe=recipe, target="reference")
     assert torch.equal(again(BATCHES[1]), whole(BATCHES[1]))
 

@@ -26,11 +26,12 @@ from tests.zoo.networks import (
 
 # Floors of the output lie about 3 dB below what was measured. They are low where random weights amplify every rounding:
 # float32 itself loses 40 dB in MobileNetV2. EfficientNet's squeeze-and-excite blows some images up a hundredfold, far
-# out of the calibrated ranges: its output follows nothing, and one layer of it in two sees next to nothing else.
+# out of the calibrated ranges: its output follows nothing, and one layer of it in two sees next to nothing else. Layers
+# are corrected for the errors of those in front, which moves MobileNetV2's last away from its float form.
 NETWORKS = [
     Network("resnet18", 27.0),
     Network("resnet50", 18.0),
-    Network("mobilenet_v2", 4.5),
+    Network("mobilenet_v2", 4.5, layer_floor=12.0),
     Network("mobilenet_v3_large", 6.0),
     Network("efficientnet_b0", -20.0, layer_floor=15.0),
     Network("densenet121", 14.0),

@@ -11,7 +11,7 @@ from fxq.nn.qlayer import QLayer
 from tests.zoo.layerwise import layer_errors
 from tests.zoo.networks import Network, compiled, in_group
 
-NETWORK = Network("mobilenet_v2", size=64)
+NETWORK = Network("mobilenet_v2", layer_floor=12.0, size=64)
 
 pytestmark = [pytest.mark.zoo, pytest.mark.parametrize("network", in_group([NETWORK]), indirect=True, scope="module")]
 
