@@ -74,7 +74,7 @@ def int8_pipeline(recipe: Recipe | None = None, target: str = "auto", verify: bo
     """The float pipeline, then observe, calibrate, correct as the recipe says, convert and lower."""
     recipe = with_attention(guarded(recipe or Recipe("int8"), module_backend(target)), resolve_target(target))
     manager = float_pipeline(verify)
-    split = [] if recipe.attention_in_float or recipe.name != "int8" else [SplitProjections(recipe)]
+    split = [SplitProjections(recipe)] if recipe.quantises_attention else []
     observed = (*_corrections_of_ranges(recipe), InsertObservers(recipe), Calibrate())
     for p in (*split, *observed, *_corrections_of_layers(recipe), ConvertQDQ(recipe), *_lowering(recipe, target)):
         manager = manager.append(p)

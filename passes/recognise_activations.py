@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,9 +14,9 @@ from fxq.ir.ops import SPECS, Kind, is_finite_number
 from fxq.ir.pattern import AnyOf, Anything, Match, Pattern, call
 from fxq.ir.rewriter import Rewriter
 from fxq.manager.base import Numerics, RulePass
+from fxq.passes._powers import POWERS, exponent_of
 
 _ERF: tuple[Kind, ...] = (torch.erf, torch.special.erf, "method:erf")
-_POW: tuple[Kind, ...] = (torch.pow, operator.pow, "method:pow")
 _ROOT_HALF = math.sqrt(0.5)
 _ROOT_TWO_BY_PI = math.sqrt(2.0 / math.pi)
 
@@ -87,7 +86,7 @@ def _half_of_product(factor: Pattern) -> Pattern:
 
 
 def _tanh() -> Pattern:
-    cube = call(_POW, _X, name="cube")
+    cube = call(POWERS, _X, name="cube")
     return call("tanh", _number("mul", call("add", _X, _number("mul", cube, "cubic")), "root two by pi"))
 
 
@@ -113,7 +112,7 @@ def _numbers(match: Match) -> Iterator[tuple[str, Any]]:
     yield from ((name, value) for name, value in match.bound.items() if name in _NUMBERS)
     cube = match.get("cube")
     if cube is not None:
-        yield "three", cube.node.args[1] if len(cube.node.args) > 1 else cube.node.kwargs.get("exponent")
+        yield "three", exponent_of(cube)
 
 
 def _fits(name: str, value: Any) -> bool:

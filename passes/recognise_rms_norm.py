@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
@@ -19,12 +18,12 @@ from fxq.manager.context import PassContext
 from fxq.passes._held import held_reason, held_tensor, layer_path
 from fxq.passes._layer_functions import rms_norm_layer
 from fxq.passes._layers import write_between
+from fxq.passes._powers import POWERS, exponent_of
 
 _RULE = "rms_norm"
 _INVERSE_ROOT: Final[tuple[Kind, ...]] = (torch.rsqrt, "method:rsqrt")
 _ROOT: Final = "sqrt"
 _SQUARE: Final[tuple[Kind, ...]] = (torch.square, "method:square")
-_POW: Final[tuple[Kind, ...]] = (torch.pow, operator.pow, "method:pow")
 _CASTS: Final[tuple[Kind, ...]] = ("method:to", "method:float", "method:type", "method:type_as")
 
 
@@ -101,8 +100,8 @@ def _square_under(mean: OpCall, rw: Rewriter) -> OpCall | None:
 def _squares(call: OpCall) -> bool:
     if call.inplace:
         return False
-    if call.kind in _POW:
-        exponent = call.node.args[1] if len(call.node.args) > 1 else call.node.kwargs.get("exponent")
+    if call.kind in POWERS:
+        exponent = exponent_of(call)
         return len(call.nodes) == 1 and is_finite_number(exponent) and bool(exponent == 2)
     if call.kind == "mul":
         return len(call.nodes) == 2 and call.nodes[0] is call.nodes[1]

@@ -15,10 +15,10 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.manager.running import ensure_recorded, run_on_copy
 from fxq.passes._attention import linear
+from fxq.passes._int8_attention import int8_attentions
 from fxq.passes._layers import called_again
 from fxq.passes._writer import Writer
 from fxq.quant.recipe import Recipe
-from fxq.targets.suitability import why_float
 
 _RULE = "split_projection"
 _PARTS = ("query", "key", "value")
@@ -51,11 +51,8 @@ class SplitProjections(Pass):
         if context.inputs is None:
             return
         ensure_recorded(rw.gm, context.inputs)
-        choices = self.recipe.choices(rw.gm)
         done = 0
-        for call in rw.calls():
-            if call.kind != "attention" or why_float(call) or choices.why_float(call.node):
-                continue
+        for call in int8_attentions(rw, self.recipe):
             found = _Packed.of(call, rw)
             if isinstance(found, str):
                 rw.refuse(_RULE, call.node, found)

@@ -113,6 +113,11 @@ class Recipe:
         return self.name in ("int8", "mixed")
 
     @property
+    def quantises_attention(self) -> bool:
+        """Whether attention computes in int8 where it can."""
+        return self.name == "int8" and not self.attention_in_float
+
+    @property
     def weight_bits(self) -> int | None:
         """How many bits the weights have where only they are quantised; None where activations are, or nothing is."""
         return {"weight8": 8, "weight4": 4}.get(self.name)

@@ -11,6 +11,7 @@ from fxq.nn.dynamic import DynamicLinear
 from fxq.nn.dynamic_codes import GRANULARITIES
 from fxq.nn.kernels.native_library import library
 from fxq.nn.kernels.native_linear import native_linear
+from tests.nn.threads import check_forked, check_threads
 
 pytestmark = pytest.mark.skipif(library() is None, reason="not built, or no AVX512-VNNI")
 
@@ -63,12 +64,8 @@ def test_threads_share_rows_or_outputs(granularity: str, monkeypatch: pytest.Mon
     for outputs in (60, 1000):  # one strip of outputs, and many
         layer = DynamicLinear.from_layer(nn.Linear(520, outputs), granularity)
         for rows in (4, 37, 300):
-            x, found = torch.randn(rows, 520), []
-            for threads in (1, 2, 3):
-                monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
-                found.append(_run(layer, x))
-            assert torch.equal(found[0], found[1])
-            assert torch.equal(found[0], found[2])
+            x = torch.randn(rows, 520)
+            check_threads(lambda layer=layer, x=x: [_run(layer, x)], monkeypatch)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -76,14 +73,7 @@ def test_threads_share_rows_or_outputs(granularity: str, monkeypatch: pytest.Mon
 def test_a_forked_process_waits_for_no_thread_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     layer, x = DynamicLinear.from_layer(nn.Linear(520, 1000)), torch.randn(8, 520)
-    wanted = layer(x)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(writing, b"same" if layer(x).numpy().tobytes() == wanted.numpy().tobytes() else b"else")
-        os._exit(0)
-    assert os.read(reading, 4) == b"same"
-    os.waitpid(child, 0)
+    check_forked(lambda: layer(x))
 
 
 def test_what_it_does_not_read() -> None:

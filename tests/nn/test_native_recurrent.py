@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from fxq.nn.kernels.native_library import library
 from fxq.nn.kernels.native_recurrent import KINDS, native_steps
 from fxq.nn.recurrent_choice import faster_compute
 from fxq.nn.recurrent_steps import GATES
+from tests.nn.threads import check_threads
 
 compiled = pytest.mark.skipif(library() is None, reason="not built, or no AVX512-VNNI")
 
@@ -76,6 +78,12 @@ def test_as_with_operators(
     _close(made(packed)[0].data, plain(packed)[0].data)
 
 
+def _ran(steps: Any, given: Tensor, state: tuple[Tensor, ...], backwards: bool) -> list[Tensor]:
+    """Outputs and last state."""
+    out = torch.empty(*given.shape[:2], state[0].shape[1])
+    return [out, *steps(given, state, out, backwards)]
+
+
 @compiled
 @pytest.mark.parametrize("scales", ["row", "all"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,13 +97,7 @@ def test_threads_share_sequences_or_states(kind: str, scales: str, monkeypatch: 
         given = torch.randn(4, batch, gates * hidden)
         state = tuple(torch.randn(batch, hidden) for _ in range(2 if kind == "LSTM" else 1))
         for backwards in (False, True):
-            outs = []
-            for threads in (1, 2, 3):
-                monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
-                out = torch.empty(4, batch, hidden)
-                outs.append((out, *steps(given, state, out, backwards)))
-            for other in outs[1:]:
-                assert all(torch.equal(a, b) for a, b in zip(outs[0], other, strict=True))
+            check_threads(partial(_ran, steps, given, state, backwards), monkeypatch)
 
 
 @compiled

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fxq.nn.kernels.native_library import library
 from fxq.nn.kernels.native_weight_only import native_weight4, native_weight8
 from fxq.nn.weight_only import GROUP_SIZES, Weight4Linear, Weight8Linear
+from tests.nn.threads import check_forked, check_threads
 
 pytestmark = pytest.mark.skipif(library() is None, reason="not built, or no AVX512-VNNI")
 
@@ -117,12 +118,8 @@ def test_rows_that_lie_apart_and_columns_that_do(bits: int) -> None:
 def test_threads_share_the_outputs(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _runner(_made(bits, 1024, 1000))
     for rows in (1, 7, 16):
-        x, found = torch.randn(rows, 1024), []
-        for threads in (1, 2, 3):
-            monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
-            found.append(run(x))
-        assert torch.equal(found[0], found[1])
-        assert torch.equal(found[0], found[2])
+        x = torch.randn(rows, 1024)
+        check_threads(lambda x=x: [run(x)], monkeypatch)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -130,14 +127,7 @@ def test_threads_share_the_outputs(bits: int, monkeypatch: pytest.MonkeyPatch) -
 def test_a_forked_process_waits_for_no_thread_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     run, x = _runner(_made(8, 1024, 1000)), torch.randn(8, 1024)
-    wanted = run(x)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(writing, b"same" if run(x).numpy().tobytes() == wanted.numpy().tobytes() else b"else")
-        os._exit(0)
-    assert os.read(reading, 4) == b"same"
-    os.waitpid(child, 0)
+    check_forked(lambda: run(x))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
