@@ -91,7 +91,8 @@ class Recipe:
                 raise InputError(f"an override is a {type(override).__name__}", fix="give fxq.Override(where, ...)")
             self._check_use(override)
         object.__setattr__(self, "corrections", _checked_corrections(self.corrections))
-        for name, known in (("reduce_range", (True, False, None)), ("gates_in_float", (True, False))):
+        for name in ("reduce_range", "gates_in_float", "attention_in_float"):
+            known = (True, False) if name == "gates_in_float" else (True, False, None)
             if not any(getattr(self, name) is value for value in known):
                 raise InputError(f"{name} is {getattr(self, name)!r}", fix=f"give {', '.join(map(str, known))}")
         assert self.options is not None  # checks the options

@@ -12,7 +12,14 @@ from fxq.errors import CalibrationError, InputError
 
 
 @pytest.mark.parametrize(
-    "option", [{"momentum": True}, {"percentile": True}, {"reduce_range": "yes"}, {"gates_in_float": 1}]
+    "option",
+    [
+        {"momentum": True},
+        {"percentile": True},
+        {"reduce_range": "yes"},
+        {"gates_in_float": 1},
+        {"attention_in_float": 1},
+    ],
 )
 def test_of_a_recipe(option: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(option))} is"):
