@@ -3,8 +3,6 @@
 // The few gates that have no such numbers are looked up.
 #include "gating.h"
 
-#include <new>
-
 #include "halo.h"
 #include "result.h"
 #include "scaling_vector.h"
@@ -140,11 +138,7 @@ void run(const Operation& op, const Context& context, int64_t tasks, int64_t beg
 }  // namespace
 
 State* gating_state(const Operation& op) {
-    if (!is_gated(op)) return nullptr;
-    GatingState* state = new (std::nothrow) GatingState;
-    if (state && fill_state(op, state)) return state;
-    delete state;
-    return nullptr;
+    return is_gated(op) ? filled_by(fill_state, op) : nullptr;
 }
 
 extern const Kernel gating_kernel = {nullptr, tasks, run};

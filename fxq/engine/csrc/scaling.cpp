@@ -3,8 +3,6 @@
 // no such numbers are looked up.
 #include "scaling.h"
 
-#include <new>
-
 #include "halo.h"
 #include "result.h"
 #include "scaling_vector.h"
@@ -130,10 +128,7 @@ void run(const Operation& op, const Context& context, int64_t tasks, int64_t beg
 
 State* scaling_state(const Operation& op) {
     if (!is_plain(op) || op.output->channels < CHUNK / 2) return nullptr;
-    ScalingState* state = new (std::nothrow) ScalingState;
-    if (state && fill_state(op, state)) return state;
-    delete state;
-    return nullptr;
+    return filled_by(fill_state, op);
 }
 
 extern const Kernel scaling_kernel = {nullptr, tasks, run};

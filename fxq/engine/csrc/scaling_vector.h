@@ -2,6 +2,9 @@
 #ifndef FXQ_SCALING_VECTOR_H
 #define FXQ_SCALING_VECTOR_H
 
+#include <new>
+
+#include "kernel.h"
 #include "parts_vector.h"
 #include "scaling_fit.h"
 
@@ -24,6 +27,15 @@ struct alignas(64) ScalingChunk {
         divisor[word] = static_cast<uint16_t>(1 << (16 - scaling.shift));
     }
 };
+
+// A state that `fill` has filled; nullptr where it cannot, or there is no memory.
+template <class Filled>
+State* filled_by(bool (*fill)(const Operation&, Filled*), const Operation& op) {
+    Filled* state = new (std::nothrow) Filled;
+    if (state && fill(op, state)) return state;
+    delete state;
+    return nullptr;
+}
 
 #if defined(FXQ_AVX512VNNI)
 FXQ_INLINE I low_half(I low, I high) { return _mm512_unpacklo_epi8(low, high); }
