@@ -46,8 +46,8 @@ from fxq.storage import save as save
 from fxq.tracing import trace as trace
 from fxq.tuning.autotune import autotune as autotune
 from fxq.tuning.sensitivity import sensitivity as sensitivity
+from fxq.version import __version__ as __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "CalibrationError",
     "FxqError",

@@ -9,7 +9,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
-import fxq
 from fxq.engine.dissolve import dissolve
 from fxq.errors import InputError, StorageError
 from fxq.ir.stage import graph_state
@@ -26,6 +25,7 @@ from fxq.storage.plan import FORMAT, VERSION, misfits, plan_document
 from fxq.storage.records import RecordWriter
 from fxq.storage.tensors import TensorWriter
 from fxq.tracing.record import INPUTS_KEY, RECORD_KEY, TraceRecord
+from fxq.version import __version__
 
 StrPath = str | os.PathLike[str]
 #: Where a graph module keeps its report.
@@ -68,7 +68,7 @@ def save(gm: fx.GraphModule, path: StrPath) -> None:
 
 
 def _metadata(target: str) -> dict[str, str]:
-    versions = {"fxq": fxq.__version__, "torch": str(torch.__version__)}
+    versions = {"fxq": __version__, "torch": str(torch.__version__)}
     return {"format": FORMAT, "format_version": str(VERSION), "target": target, **versions}
 
 

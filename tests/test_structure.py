@@ -1,0 +1,46 @@
+"""The folders' promises: imports go one way, and passes/ holds one pass a file."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+
+ROOT = Path(__file__).parent.parent
+TOPS = {"fxq": "fxq", "passes": "fxq.passes", "visualize": "fxq.visualize"}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for top, name in TOPS.items():
+        for path in (ROOT / top).rglob("*.py"):
+            parts = path.relative_to(ROOT / top).with_suffix("").parts
+            yield ".".join((name, *parts)), ast.parse(path.read_text())
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Everything of fxq that a module imports anywhere, inside functions and for type checkers too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "fxq":
+            yield from (f"fxq.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def folder(module: str) -> str:
+    """``fxq.ir.ops`` lies in ``fxq.ir``; ``fxq`` and the modules beside its ``__init__`` stand for themselves."""
+    return ".".join(module.split(".")[:2]).removesuffix(".__init__")
+
+
+def test_imports_go_one_way() -> None:
+    graph = nx.DiGraph(
+        (folder(module), folder(name))
+        for module, tree in modules()
+        for name in imported(tree)
+        if name.split(".")[0] == "fxq" and folder(name) != folder(module)
+    )
+    assert len(graph) > 20
+    assert [cycle for cycle in nx.strongly_connected_components(graph) if len(cycle) > 1] == []
