@@ -26,7 +26,7 @@ def transformed(layer: Layer, weights: torch.Tensor | None = None) -> bool:
 
 def test_large_enough_layers_of_stride_1_are_transformed() -> None:
     assert transformed(LAYER)
-    assert transformed(Layer(channels=33, outputs=40, size=(27, 33)))
+    assert transformed(Layer(channels=36, outputs=40, size=(27, 33)))
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,38 @@ def test_sums_that_could_be_too_large_are_not_transformed() -> None:
     assert not transformed(layer, torch.full(shape, -127, dtype=torch.int8))
 
 
-def test_a_batch_over_several_groups_of_tiles_is_exact() -> None:
-    layer = Layer(channels=40, outputs=24, size=(29, 33))
-    (x,) = inputs_of(layer, 3)
+def check(layer: Layer, images: int, threads: int) -> None:
+    """Compare codes with those of torch's exact integers."""
+    (x,) = inputs_of(layer, images)
     made = numbers(layer)
     real = (accumulators(layer, x) * made.scale.double() + made.bias.double()).float()
+    wanted = (real.round() + layer.output_zero).clamp(0, 255).to(torch.uint8)
     for isa in VECTOR:
-        (codes,) = program(layer, group=3).run([x], isa=isa, threads=2)
-        assert torch.equal(codes, (real.round() + layer.output_zero).clamp(0, 255).to(torch.uint8)), isa
+        (codes,) = program(layer, group=images).run([x], isa=isa, threads=threads)
+        assert torch.equal(codes, wanted), isa
+
+
+def test_a_batch_over_several_groups_of_tiles_is_exact() -> None:
+    check(Layer(channels=40, outputs=24, size=(29, 33)), 3, 2)
+
+
+@pytest.mark.parametrize("height", [28, 29, 30, 31])
+@pytest.mark.parametrize("width", [24, 25, 26, 27])
+def test_lines_of_every_length_are_exact(height: int, width: int) -> None:
+    """The last tile of a line is short where one or two outputs are left for it."""
+    layer = Layer(channels=64, outputs=56, size=(height, width), halo=(1, 1, 1, 1))
+    assert transformed(layer)
+    check(layer, 1, 2)
+
+
+@pytest.mark.parametrize("images", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_weights_that_are_too_large_to_keep_are_transformed_in_every_call(images: int, threads: int) -> None:
+    layer = Layer(channels=260, outputs=128, size=(14, 13), halo=(1, 0, 0, 2))
+    assert not transformed(layer), "the panels of the direct convolution are all that is held"
+    check(layer, images, threads)
+
+
+@pytest.mark.parametrize("images", [1, 3, 4, 9])
+def test_few_images_of_few_tiles_run_directly(images: int) -> None:
+    check(Layer(channels=256, outputs=256, size=(7, 7)), images, 2)
