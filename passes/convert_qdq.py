@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from torch import nn
 
-from fxq.ir.identify import OpCall
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
@@ -15,6 +14,7 @@ from fxq.manager.context import PassContext
 from fxq.nn import output_rows, quantize_layer
 from fxq.passes._explicit import make_explicit
 from fxq.passes._int8_attention import round_attentions
+from fxq.passes._observed import is_observed
 from fxq.passes._originals import forget_originals
 from fxq.quant.observers import Observer
 from fxq.quant.recipe import Recipe
@@ -53,7 +53,7 @@ class ConvertQDQ(Pass):
         for call in calls:
             if choices.why_float(call.node) is not None:
                 continue  # its inputs may be observed all the same, for the sake of others that read them
-            if call.module is not None and is_weighted(call) and self._is_observed(call, rw):
+            if call.module is not None and is_weighted(call) and is_observed(call, rw):
                 with rw.rule("weights", call.node):
                     if call.module not in quantised:
                         scale = choices.options(call.node).weight_scale(output_rows(call.module))
@@ -63,7 +63,3 @@ class ConvertQDQ(Pass):
             if isinstance(call.module, Observer):
                 make_explicit(call.node, call.module.qparams(), rw)
         forget_originals(rw.gm)
-
-    def _is_observed(self, call: OpCall, rw: Rewriter) -> bool:
-        modules = [rw.identify(n).module for n in call.nodes if n.op == "call_module"]
-        return bool(call.nodes) and len(modules) == len(call.nodes) and all(isinstance(m, Observer) for m in modules)

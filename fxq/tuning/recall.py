@@ -15,6 +15,7 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import QDQ_LAYERS, Epilogue
 from fxq.passes._layers import copy_module
+from fxq.passes._observed import is_observed
 from fxq.passes._repeats import repeats
 from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias, MeanErrors
@@ -66,7 +67,7 @@ class ConvertAgain(ConvertQDQ):
         known = {n.name: n for n in self.converted.graph.nodes} if self.converted is not None else {}
         for call in rw.calls():
             node = known.get(call.node.name)
-            if node is None or node.op != "call_module" or not is_weighted(call) or not self._is_observed(call, rw):
+            if node is None or node.op != "call_module" or not is_weighted(call) or not is_observed(call, rw):
                 continue
             assert self.converted is not None
             layer = _recalled(self.converted.get_submodule(str(node.target)), call.module)
