@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import fxq
+from fxq.passes import EqualiseLayers
 from fxq.quant.calibration import Calibration
 from fxq.tuning.layers import int8_layers
 from fxq.tuning.workbench import Workbench
@@ -69,6 +70,19 @@ def test_corrected_weights_are_not_taken_for_the_model_s(hard_task, corrections)
     bench.quantise(QUICK)
     recipe = fxq.Recipe("int8", corrections=corrections)
     ours, _ = bench.lower(bench.quantise(recipe))
+    theirs = fxq.compile(hard_task.model, calibration=hard_task.loader, recipe=recipe, target="reference")
+    assert torch.equal(ours(hard_task.images), theirs(hard_task.images))
+
+
+def test_recipes_with_other_corrections_behind_the_observers_equalise_once(hard_task, monkeypatch):
+    runs = []
+    rewrite = EqualiseLayers.rewrite
+    monkeypatch.setattr(EqualiseLayers, "rewrite", lambda self, *args: runs.append(self) or rewrite(self, *args))
+    bench = Workbench(hard_task.model, None, hard_task.loader, "reference")
+    for corrections in (("equalise", "bias"), ("equalise", "bias_accurate")):
+        recipe = fxq.Recipe("int8", corrections=corrections)
+        ours, _ = bench.lower(bench.quantise(recipe))
+    assert len(runs) == 1
     theirs = fxq.compile(hard_task.model, calibration=hard_task.loader, recipe=recipe, target="reference")
     assert torch.equal(ours(hard_task.images), theirs(hard_task.images))
 
