@@ -35,7 +35,8 @@ class CorrectBiasAccurately(Pass):
     that the calibration keeps; the values that later layers read stay in memory for all of them, at most ``memory``
     bytes: batches are given up from the last on until they fit. A channel's correction is shrunk by how far chance
     may have made it, see :class:`~fxq.quant.corrections.channel_fit.ChannelFit`. A layer whose output, measured behind
-    its activation, comes no nearer to the float network's keeps its bias, and is refused with both figures.
+    its activation, comes no nearer to the float network's keeps its bias, and is refused with both figures. So is a
+    layer whose result is divided by its own norm.
 
     (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section 4.2 and
     appendix D, with calibration data in the place of batch norm statistics. Mean and spread are corrected for

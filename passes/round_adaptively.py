@@ -53,7 +53,7 @@ class RoundAdaptively(Pass):
     Layers are taken in order, in one run as in `CorrectBiasAccurately`, and biases are corrected as there: this pass
     takes its place. Every fourth batch is held out of the sums. A layer keeps its nearest codes, and is refused with
     both figures, where its output, measured behind its activation on the batches held out (on all, where there is but
-    one), comes no nearer to the float network's.
+    one), comes no nearer to the float network's. A layer whose result is divided by its own norm is refused, too.
 
     Args:
         recipe: how weights and values are quantised.

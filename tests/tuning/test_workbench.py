@@ -87,6 +87,33 @@ def test_recipes_with_other_corrections_behind_the_observers_equalise_once(hard_
     assert torch.equal(ours(hard_task.images), theirs(hard_task.images))
 
 
+class Branches(nn.Module):
+    """Two layers that read one int8 value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.left, self.right = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.left(x).relu() * self.right(x)
+
+
+@pytest.mark.parametrize("corrections", [(), ("bias",), ("bias_accurate",)])
+def test_a_variant_keeps_a_layer_in_float_that_reads_an_int8_value(corrections):
+    torch.manual_seed(0)
+    model, loader = Branches().eval(), [torch.randn(4, 3, 8, 8) for _ in range(3)]
+    recipe, kept = fxq.Recipe("int8", corrections=corrections), fxq.Override("left", quantise=False)
+    bench = Workbench(model, None, loader, "reference")
+    ours, _ = bench.lower(bench.variant(bench.quantise(recipe), [kept]))
+    theirs = fxq.compile(
+        model, calibration=loader, recipe=fxq.Recipe("int8", corrections=corrections, overrides=(kept,)),
+        target="reference",
+    )  # fmt: skip
+    assert torch.equal(ours(loader[0]), theirs(loader[0]))
+
+
 @pytest.mark.parametrize("where", ["stem.0", "first.0", "second.0", "head", "mean"])
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_variant_is_what_compile_gives_under_its_overrides(where, alone):
