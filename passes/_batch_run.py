@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 from torch import fx, nn
 
@@ -20,17 +21,23 @@ Args = tuple[Any, ...]
 
 
 class BatchRun(Recorder):
-    """One graph on its way through one batch; values are freed at their last use.
+    """One graph on its way through one batch; values are freed at their last use."""
 
-    Args:
-        gm: a private copy: shapes are recorded on its nodes.
-        inputs: stay as they are.
-    """
+    @classmethod
+    def each(cls, gm: fx.GraphModule, batches: Sequence[ModelInputs]) -> list[Self]:
+        """One run for each batch; which use of a value is its last is found out once.
 
-    def __init__(self, gm: fx.GraphModule, inputs: ModelInputs) -> None:
-        super().__init__(gm)
-        inputs = clone_inputs(inputs)
-        self.args_iter = iter(bind_placeholders(gm, inputs.args, inputs.kwargs))
+        Args:
+            gm: a private copy: shapes are recorded on its nodes.
+            batches: stay as they are.
+        """
+        first = cls(gm)
+        runs = []
+        for inputs in map(clone_inputs, batches):
+            run = copy(first)
+            run.env, run.args_iter = {}, iter(bind_placeholders(gm, inputs.args, inputs.kwargs))
+            runs.append(run)
+        return runs
 
     def arguments(self, node: fx.Node) -> Args:
         """What ``node`` is about to be called with."""
@@ -68,7 +75,7 @@ def arguments_at(
         memory: bytes of values that later nodes read; where they are more, batches are given up from the last on.
     """
     own = isolate(copy_graph_module(gm))
-    runs = [BatchRun(own, batch) for batch in batches]
+    runs = BatchRun.each(own, batches)
     with evaluation(own):
         for node, twin in zip(gm.graph.nodes, own.graph.nodes, strict=True):
             if node in wanted:

@@ -13,6 +13,7 @@ from fxq.ir.parameters import clone_parameter
 from fxq.ir.rewriter import Rewriter
 from fxq.manager.context import PassContext
 from fxq.nn import output_rows, quantize_layer
+from fxq.passes._directions import normalised_reason
 from fxq.passes._layers import called_again, copy_module
 from fxq.pruning.walking import Stream, private_copy
 from fxq.quant.calibration import Calibration
@@ -31,9 +32,28 @@ def is_observed(call: OpCall, rw: Rewriter) -> bool:
     return bool(call.nodes) and len(modules) == len(call.nodes) and all(isinstance(m, Observer) for m in modules)
 
 
-def observed_layers(rw: Rewriter) -> dict[fx.Node, OpCall]:
-    """The layers whose weights become int8, in the order of execution."""
-    return {c.node: c for c in rw.calls() if is_weighted(c) and c.module is not None and is_observed(c, rw)}
+def observed_layers(rw: Rewriter, choices: Choices) -> dict[fx.Node, OpCall]:
+    """The layers whose weights become int8, in the order of execution.
+
+    A layer that the recipe keeps in float is none, though observers may watch its inputs for other readers' sake.
+    """
+    found = {c.node: c for c in rw.calls() if is_weighted(c) and c.module is not None and is_observed(c, rw)}
+    return {node: call for node, call in found.items() if choices.why_float(node) is None}
+
+
+def correctable_layers(rw: Rewriter, rule: str, layers: dict[fx.Node, OpCall]) -> dict[fx.Node, OpCall]:
+    """Those of ``layers`` that may get other weights and biases, in the same order; the others are refused.
+
+    They are called once, and what they give is not divided by its own norm.
+    """
+    found = {}
+    for node in refuse_shared(rw, rule, layers):
+        reason = normalised_reason(node, rw)
+        if reason is None:
+            found[node] = layers[node]
+        else:
+            rw.refuse(rule, node, reason)
+    return found
 
 
 def quantised_layers(layers: dict[fx.Node, OpCall], choices: Choices) -> dict[fx.Node, nn.Module]:
@@ -55,13 +75,13 @@ def shifted(layer: nn.Module | None, shift: Tensor) -> nn.Module:
     return cast(nn.Module, out)
 
 
-def refuse_shared(rw: Rewriter, rule: str, layers: dict[fx.Node, OpCall]) -> set[fx.Node]:
+def refuse_shared(rw: Rewriter, rule: str, layers: dict[fx.Node, OpCall]) -> list[fx.Node]:
     """Refuse the layers whose module is called more than once, and return the others."""
-    alone = set()
+    alone = []
     for node, call in layers.items():
         reason = called_again(call, rw)
         if reason is None:
-            alone.add(node)
+            alone.append(node)
         else:
             rw.refuse(rule, node, reason)
     return alone

@@ -6,17 +6,19 @@ many layers are corrected on the way: a layer that was exchanged acts on all tha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxq.analysis.error_sums import ErrorSums
 from fxq.analysis.running import evaluation, isolate
 from fxq.ir.rewriter import copy_graph_module
-from fxq.nn import Epilogue, dequantize, quantize
+from fxq.nn import Epilogue
+from fxq.nn.fake_quant import fake_quantise
 from fxq.passes._affine import ChannelAffine, fold_behind
 from fxq.passes._batch_run import MEMORY, Args, BatchRun
 from fxq.passes._layers import copy_module, epilogue_of
@@ -32,11 +34,12 @@ class Rounding(nn.Module):
 
     def __init__(self, q: QParams) -> None:
         super().__init__()
-        self._q = q
+        self._scale = torch.tensor([q.scale])
+        self._zero_point = torch.tensor([q.zero_point], dtype=torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float of any shape -> the nearest real values that have a code."""
-        return dequantize(quantize(x, self._q.scale, self._q.zero_point), self._q.scale, self._q.zero_point)
+        """Floating point of any shape -> the nearest real values that have a code, float32."""
+        return fake_quantise(x.float(), self._scale.to(x.device), self._zero_point.to(x.device))
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Visit:
         self._wanted: list[Tensor] | None = None
         self._goal: list[Tensor] | None = None
         self._given: list[tuple[nn.Module, list[Tensor]]] = []
+        self._outputs: tuple[list[Tensor], list[Tensor]] | None = None
 
     @property
     def wanted(self) -> list[Tensor]:
@@ -86,7 +90,7 @@ class Visit:
     def goal(self) -> list[Tensor]:
         """What the float layer gives on float inputs behind its epilogue, for each batch."""
         if self._goal is None:
-            self._goal = self.finished(self.wanted, exact=True)
+            self._goal = self._finished(self.wanted, self.exact)
         return self._goal
 
     def given(self, layer: nn.Module) -> list[Tensor]:
@@ -106,10 +110,18 @@ class Visit:
         """Take ``given`` for what ``layer`` gives, for one that need not run to know."""
         self._given = [*self._given[-1:], (layer, given)]
 
-    def finished(self, values: list[Tensor], exact: bool = False) -> list[Tensor]:
-        """Values in front of the epilogue with that applied, with the residuals of the float or the quantised run."""
+    def outputs(self, given: list[Tensor]) -> list[Tensor]:
+        """What the quantised run gets behind the epilogue where ``given`` stands before it, for each batch.
+
+        The last answer is remembered: with it the run most often goes on.
+        """
+        if self._outputs is None or self._outputs[0] is not given:
+            self._outputs = None  # not both at once in memory
+            self._outputs = given, self._finished(given, self.rounded)
+        return self._outputs[1]
+
+    def _finished(self, values: list[Tensor], runs: list[Args]) -> list[Tensor]:
         epilogue = epilogue_of(self.original)
-        runs = self.exact if exact else self.rounded
         return [epilogue.apply(v, *args[1:]) for v, args in zip(values, runs, strict=True)]
 
     def sqnr_db(self, given: list[Tensor], only: Collection[int] | None = None) -> float:
@@ -119,7 +131,7 @@ class Visit:
             only: the numbers of the batches that count; None for all.
         """
         sums = ErrorSums()
-        for index, (wanted, actual) in enumerate(zip(self.goal, self.finished(given), strict=True)):
+        for index, (wanted, actual) in enumerate(zip(self.goal, self.outputs(given), strict=True)):
             if only is None or index in only:
                 sums.add_squares(wanted, actual)
         return sums.distance().sqnr_db
@@ -146,7 +158,7 @@ class SideBySide:
         self._layers = layers
         self._memory = memory
         self._float, self._rounded = _float_copy(gm), _rounded_copy(gm)
-        self._runs = [(BatchRun(self._float, batch), BatchRun(self._rounded, batch)) for batch in batches]
+        self._runs = list(zip(BatchRun.each(self._float, batches), BatchRun.each(self._rounded, batches), strict=True))
 
     @property
     def batches(self) -> int:
@@ -187,8 +199,8 @@ class SideBySide:
         )
 
     def _go_on(self, visit: Visit, exact: fx.Node, rounded: fx.Node) -> None:
-        given = visit.finished(visit.given(visit.layer))
-        for (a, b), x, y in zip(self._runs, visit.goal, given, strict=True):
+        outputs = visit.outputs(visit.given(visit.layer))
+        for (a, b), x, y in zip(self._runs, visit.goal, outputs, strict=True):
             a.keep(exact, x)
             b.keep(rounded, y)
 
@@ -210,7 +222,7 @@ def fitted(visit: Visit, layer: nn.Module, given: list[Tensor], slopes: bool) ->
     for target, actual in zip(visit.targets, given, strict=True):
         fit.add(target, actual, _channel_axis(visit.original, actual))
     slope, shift = fit.line()
-    values = [_along(slope, y, visit.original) * y + _along(shift, y, visit.original) for y in given]
+    values = [(_along(slope, y, visit.original) * y).add_(_along(shift, y, visit.original)) for y in given]
     return fold_behind(layer, ChannelAffine(slope, shift)), values
 
 
@@ -237,8 +249,8 @@ def without_epilogue(layer: nn.Module) -> nn.Module:
 
 
 def _float_copy(gm: fx.GraphModule) -> fx.GraphModule:
-    """A copy of ``gm`` in which layers are as they were before they were corrected."""
-    out = isolate(copy_graph_module(gm))
+    """A copy of ``gm`` without observers, in which layers are as they were before they were corrected."""
+    out = _observed_by(gm, lambda _: nn.Identity())
     for path, module in originals(gm).items():
         _put(out, path, module)
     return out
@@ -246,12 +258,17 @@ def _float_copy(gm: fx.GraphModule) -> fx.GraphModule:
 
 def _rounded_copy(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy of ``gm`` in which observers round."""
-    out = isolate(copy_graph_module(gm))
+    return _observed_by(gm, lambda observer: Rounding(observer.qparams()))
+
+
+def _observed_by(gm: fx.GraphModule, stand_in: Callable[[Observer], nn.Module]) -> fx.GraphModule:
+    """A copy of ``gm`` in which something else takes the place of each observer."""
+    out = copy_graph_module(gm)
     for path in dict.fromkeys(str(n.target) for n in out.graph.nodes if n.op == "call_module"):
         module = out.get_submodule(path)
         if isinstance(module, Observer):
-            _put(out, path, Rounding(module.qparams()))
-    return out
+            _put(out, path, stand_in(module))
+    return isolate(out)
 
 
 def _put(gm: fx.GraphModule, path: str, module: nn.Module) -> None:

@@ -7,18 +7,16 @@ from typing import ClassVar
 
 from torch import nn
 
-from fxq.ir.identify import OpCall
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.nn import output_rows, quantize_layer
 from fxq.passes._explicit import make_explicit
 from fxq.passes._int8_attention import round_attentions
+from fxq.passes._observed import observed_layers, quantised
 from fxq.passes._originals import forget_originals
 from fxq.quant.observers import Observer
 from fxq.quant.recipe import Recipe
-from fxq.targets.suitability import is_weighted
 
 
 @dataclass(frozen=True)
@@ -44,26 +42,18 @@ class ConvertQDQ(Pass):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         round_attentions(rw, self.recipe)
-        calls = list(rw.calls())
         if self.recipe.reduce_range:
             context.note("weights of 7 bits, in [-63, 63]: two of their products with u8 fit into 16 bits, which CPUs "
                          "without VNNI instructions add them in")  # fmt: skip
         choices = self.recipe.choices(rw.gm)
-        quantised: dict[nn.Module, nn.Module] = {}  # a layer that is called twice holds its int8 weights once
-        for call in calls:
-            if choices.why_float(call.node) is not None:
-                continue  # its inputs may be observed all the same, for the sake of others that read them
-            if call.module is not None and is_weighted(call) and self._is_observed(call, rw):
-                with rw.rule("weights", call.node):
-                    if call.module not in quantised:
-                        scale = choices.options(call.node).weight_scale(output_rows(call.module))
-                        quantised[call.module] = quantize_layer(call.module, scale)
-                    rw.give_own_module(call.node, quantised[call.module])
-        for call in calls:
+        made: dict[nn.Module, nn.Module] = {}  # a layer that is called twice holds its int8 weights once
+        for node, call in observed_layers(rw, choices).items():
+            assert call.module is not None
+            with rw.rule("weights", node):
+                if call.module not in made:
+                    made[call.module] = quantised(call.module, node, choices)
+                rw.give_own_module(node, made[call.module])
+        for call in list(rw.calls()):
             if isinstance(call.module, Observer):
                 make_explicit(call.node, call.module.qparams(), rw)
         forget_originals(rw.gm)
-
-    def _is_observed(self, call: OpCall, rw: Rewriter) -> bool:
-        modules = [rw.identify(n).module for n in call.nodes if n.op == "call_module"]
-        return bool(call.nodes) and len(modules) == len(call.nodes) and all(isinstance(m, Observer) for m in modules)

@@ -18,16 +18,13 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import Epilogue, output_rows, quantize_layer
-from fxq.passes._directions import normalised_reason
 from fxq.passes._layers import copy_module
-from fxq.passes._observed import shifted
+from fxq.passes._observed import correctable_layers, observed_layers, shifted
 from fxq.passes._originals import set_corrected
 from fxq.progress import track
 from fxq.quant.corrections.mean_error import cross_checked_mean
-from fxq.quant.observers import Observer
 from fxq.quant.options import Options
 from fxq.quant.recipe import Recipe
-from fxq.targets.suitability import is_weighted
 from fxq.tracing import clone_inputs
 
 #: Of each half of a batch the mean error, float64 (parts, channels), and how many samples it is of, float64 (parts,).
@@ -65,8 +62,8 @@ class CorrectBias(Pass):
         if context.calibration is None:
             raise CalibrationError("there is no calibration data", where=f"the pass `{self.name}`",
                                    fix="pass calibration=loader")  # fmt: skip
-        layers = {c.node: c for c in rw.calls() if is_weighted(c) and self._is_candidate(c, rw)}
         choices = self.recipe.choices(rw.gm)
+        layers = correctable_layers(rw, "correct", observed_layers(rw, choices))
         options = {node: choices.options(node) for node in layers}
         for node, parts in self._mean_errors(rw, layers, options, context).items():
             mean, before, after = cross_checked_mean(*parts)
@@ -75,19 +72,6 @@ class CorrectBias(Pass):
                 continue
             with rw.rule("correct", node, detail=f"mean error {_figures(before, after)}"):
                 set_corrected(rw, node, shifted(layers[node].module, mean.to(_dtype(layers[node]))))
-
-    def _is_candidate(self, call: OpCall, rw: Rewriter) -> bool:
-        inputs = [rw.identify(n).module for n in call.nodes if n.op == "call_module"]
-        if len(inputs) != len(call.nodes) or not all(isinstance(m, Observer) for m in inputs):
-            return False
-        assert call.module is not None
-        if len(rw.callers(call.module)) > 1:
-            rw.refuse("correct", call.node, f"`{call.node.target}` is called more than once")
-            return False
-        reason = normalised_reason(call.node, rw)
-        if reason is not None:
-            rw.refuse("correct", call.node, reason)
-        return reason is None
 
     def _mean_errors(
         self, rw: Rewriter, layers: Mapping[fx.Node, OpCall], options: Mapping[fx.Node, Options], context: PassContext

@@ -11,8 +11,7 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY
-from fxq.passes._directions import normalised_reason
-from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches
+from fxq.passes._observed import correctable_layers, observed_layers, quantised, quantised_layers, seen_batches
 from fxq.passes._side_by_side import SideBySide, Visit, fitted
 from fxq.passes._visiting import Correction, correct_visited
 from fxq.quant.recipe import Recipe
@@ -36,7 +35,8 @@ class CorrectBiasAccurately(Pass):
     that the calibration keeps; the values that later layers read stay in memory for all of them, at most ``memory``
     bytes: batches are given up from the last on until they fit. A channel's correction is shrunk by how far chance
     may have made it, see :class:`~fxq.quant.corrections.channel_fit.ChannelFit`. A layer whose output, measured behind
-    its activation, comes no nearer to the float network's keeps its bias, and is refused with both figures.
+    its activation, comes no nearer to the float network's keeps its bias, and is refused with both figures. So is a
+    layer whose result is divided by its own norm.
 
     (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section 4.2 and
     appendix D, with calibration data in the place of batch norm statistics. Mean and spread are corrected for
@@ -58,15 +58,9 @@ class CorrectBiasAccurately(Pass):
                 raise
             context.note("not corrected: the calibration callable does not run the model a second time")
             return
-        layers = observed_layers(rw)
-        alone = refuse_shared(rw, "correct", layers)
         choices = self.recipe.choices(rw.gm)
-        alone = {node for node in alone if choices.why_float(node) is None}  # a layer kept in float keeps its weights
-        for node in sorted(alone, key=list(layers).index):
-            reason = normalised_reason(node, rw)
-            if reason is not None:
-                rw.refuse("correct", node, reason)
-                alone.discard(node)
+        layers = observed_layers(rw, choices)
+        chosen = correctable_layers(rw, "correct", layers)
         runs = SideBySide(rw.gm, batches, quantised_layers(layers, choices), self.memory)
 
         def correct(visit: Visit) -> Correction:
@@ -76,4 +70,4 @@ class CorrectBiasAccurately(Pass):
             visit.remember(form, given)
             return Correction(layer, form)
 
-        correct_visited(rw, "correct", runs, alone, correct, context, "correcting biases")
+        correct_visited(rw, "correct", runs, chosen, correct, context, "correcting biases")

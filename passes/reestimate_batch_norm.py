@@ -57,7 +57,8 @@ class ReestimateBatchNorm(Pass):
         if not norms:
             context.note("no batch norm is left")
             return
-        forms = quantised_layers(observed_layers(rw), self.recipe.choices(rw.gm))
+        choices = self.recipe.choices(rw.gm)
+        forms = quantised_layers(observed_layers(rw, choices), choices)
         forms |= {node: cast(nn.Module, rw.module_of(node)) for node in norms}
         runs = SideBySide(rw.gm, batches, forms, self.memory)
 

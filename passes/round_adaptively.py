@@ -15,7 +15,7 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY, fitted_and_held
 from fxq.passes._layers import copy_module
-from fxq.passes._observed import observed_layers, quantised, quantised_layers, refuse_shared, seen_batches
+from fxq.passes._observed import correctable_layers, observed_layers, quantised, quantised_layers, seen_batches
 from fxq.passes._originals import set_corrected
 from fxq.passes._output_sums import columns, output_error
 from fxq.passes._side_by_side import SideBySide, Visit, fitted
@@ -53,7 +53,7 @@ class RoundAdaptively(Pass):
     Layers are taken in order, in one run as in `CorrectBiasAccurately`, and biases are corrected as there: this pass
     takes its place. Every fourth batch is held out of the sums. A layer keeps its nearest codes, and is refused with
     both figures, where its output, measured behind its activation on the batches held out (on all, where there is but
-    one), comes no nearer to the float network's.
+    one), comes no nearer to the float network's. A layer whose result is divided by its own norm is refused, too.
 
     Args:
         recipe: how weights and values are quantised.
@@ -83,14 +83,14 @@ class RoundAdaptively(Pass):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         batches = seen_batches(rw.gm, context, self.name)
-        layers = observed_layers(rw)
-        alone = refuse_shared(rw, "round", layers)
         choices = self.recipe.choices(rw.gm)
+        layers = observed_layers(rw, choices)
+        chosen = correctable_layers(rw, "round", layers)
         runs = SideBySide(rw.gm, batches, quantised_layers(layers, choices), self.memory)
         tally = Tally()
         done: dict[fx.Node, tuple[str, nn.Module, str]] = {}
         for visit in track(runs.visits(), "rounding", total=len(layers), progress=context.progress):
-            if visit.node not in alone:
+            if visit.node not in chosen:
                 continue
             trial = _Trial(visit, choices)
             rounded, corrected = trial.tried(self._rounded(visit, choices)), trial.tried(visit.current)

@@ -64,8 +64,9 @@ def prepare_qat(
         model: a float module in either mode; it and everything that it holds stay as they are.
         example_inputs: a tensor, a tuple of arguments, a dict of keyword arguments, or None: then the first
             calibration batch serves.
-        recipe: ``"int8"`` or an ``fxq.Recipe`` of that name. Its granularity and range of weights, its overrides and
-            its momentum hold in training; its activation range says what is made of calibration data.
+        recipe: ``"int8"`` or an ``fxq.Recipe`` of that name. Its granularity and range of weights, its overrides, what
+            it keeps in float and its momentum hold in training; its activation range says what is made of calibration
+            data. Its corrections are left out: training takes the place of those of biases and weights.
         scales: ``"observed"``: ranges of activations follow a moving average, scales of weights follow the weights,
             and gradients pass straight through; or ``"learned"``: the first batch sets the scales of activations, and
             all scales train (LSQ; the zero points too, LSQ+). ``fxq.qat.learned_parameters`` lists them.

@@ -128,6 +128,7 @@ class HistogramObserver(MinMaxObserver):
     _histogram: Histogram
     _growing: Growing | None  # what was seen since `_histogram` was taken, with it
     _ends: tuple[float, float]
+    _chosen: tuple[Histogram, str, float, QParams] | None = None  # the last answer: corrections ask, and conversion
 
     def __init__(self, label: str = "", calibrator: str = "auto", percentile: float = 99.99) -> None:
         super().__init__(label)
@@ -183,7 +184,10 @@ class HistogramObserver(MinMaxObserver):
         """
         if not self.seen:
             return super().qparams()
-        return QParams.from_range(*range_of(self.histogram, calibrator or self.calibrator, self.percentile))
+        key = self.histogram, calibrator or self.calibrator, self.percentile
+        if self._chosen is None or self._chosen[0] is not key[0] or self._chosen[1:3] != key[1:]:
+            self._chosen = *key, QParams.from_range(*range_of(*key))
+        return self._chosen[3]
 
 
 class PerChannelMinMaxObserver(MinMaxObserver):

@@ -15,12 +15,12 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import QDQ_LAYERS, Epilogue
 from fxq.passes._layers import copy_module
+from fxq.passes._observed import observed_layers
 from fxq.passes._repeats import repeats
 from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias, MeanErrors
 from fxq.quant.observers import Observer
 from fxq.quant.options import Options
-from fxq.targets.suitability import is_weighted
 from fxq.tuning.statistics import Statistics, value_of
 
 
@@ -64,15 +64,15 @@ class ConvertAgain(ConvertQDQ):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         known = {n.name: n for n in self.converted.graph.nodes} if self.converted is not None else {}
-        for call in rw.calls():
-            node = known.get(call.node.name)
-            if node is None or node.op != "call_module" or not is_weighted(call) or not self._is_observed(call, rw):
+        for node, call in observed_layers(rw, self.recipe.choices(rw.gm)).items():
+            twin = known.get(node.name)
+            if twin is None or twin.op != "call_module":
                 continue
             assert self.converted is not None
-            layer = _recalled(self.converted.get_submodule(str(node.target)), call.module)
+            layer = _recalled(self.converted.get_submodule(str(twin.target)), call.module)
             if layer is not None:
-                with rw.rule("weights", call.node):
-                    rw.give_own_module(call.node, layer)
+                with rw.rule("weights", node):
+                    rw.give_own_module(node, layer)
         super().rewrite(rw, context)
 
 

@@ -167,7 +167,7 @@ class Workbench:
     def _prepared(self, passes: Iterable[Pass]) -> _Made:
         """Run passes on the traced model; what another recipe ran already is there."""
         made, key = _Made(self.traced), tuple[str, ...]()
-        for p in passes:
+        for p in map(_uncorrected, passes):
             key = (*key, repr(p))
             if key not in self._made:
                 self._made[key] = self._run([p], made)
@@ -200,6 +200,15 @@ class _Made:
 
     graph: fx.GraphModule
     records: tuple[PassRecord, ...] = ()
+
+
+def _uncorrected(p: Pass) -> Pass:
+    """Return a pass in front of the observers as it is for every recipe that differs in corrections alone.
+
+    Each is a pass of its own; none asks a recipe which others there are.
+    """
+    recipe = getattr(p, "recipe", None)
+    return p if recipe is None else replace(p, recipe=replace(recipe, corrections=()))  # type: ignore[call-arg]
 
 
 def _key(float_graph: fx.GraphModule) -> int:

@@ -152,7 +152,7 @@ def test_batches_count_by_their_samples() -> None:
 def test_a_layer_called_twice_is_refused() -> None:
     gm, context = _observed(Twice(), _batches(4, 4))
     result = CorrectBias()(gm, context=context)
-    assert {r.reason for r in result.refused} == {"`fc` is called more than once"}
+    assert {r.reason for r in result.refused} == {"`fc` is called twice"}
     assert not result.modified
 
 

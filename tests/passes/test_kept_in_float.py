@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import fxq
 
+CORRECTIONS = pytest.mark.parametrize("correction", ["bias", "bias_accurate", "adaround"])
+
 
 class Block(nn.Module):
     """``wide`` and the addition read the same int8 value."""
@@ -27,6 +29,10 @@ class Block(nn.Module):
         return self.head((y * y + x).relu()).mean((2, 3))
 
 
+def _without_wide(correction: str) -> fxq.Recipe:
+    return fxq.Recipe(corrections=(correction,), overrides=(fxq.Override("wide", quantise=False),))
+
+
 @pytest.mark.parametrize("target", ["reference", "auto"])
 @pytest.mark.parametrize(("where", "name"), [("wide", "wide"), ("mul", "mul"), (nn.Conv2d, "wide"), (torch.mul, "mul")])
 def test_it_stays_in_float(where: Any, name: str, target: str) -> None:
@@ -41,15 +47,28 @@ def test_it_stays_in_float(where: Any, name: str, target: str) -> None:
         assert kinds["narrow"] == "QConv2d"
 
 
-def test_only_that_layer_is_spared() -> None:
+@CORRECTIONS
+def test_only_that_layer_is_spared(correction: str) -> None:
     torch.manual_seed(0)
-    model, x = Block().eval(), torch.randn(2, 3, 6, 6)
-    recipe = fxq.Recipe("int8", overrides=(fxq.Override("wide", quantise=False),))
-    ours = fxq.compile(model, x, calibration=[x], recipe=recipe, target="reference")
+    model, x = Block().eval(), torch.randn(8, 3, 6, 6)
+    ours = fxq.compile(model, x, calibration=[x], recipe=_without_wide(correction), target="reference")
     wide = ours.get_submodule("wide")
     assert torch.equal(wide.weight, model.wide.weight)
+    assert torch.equal(wide.bias, model.wide.bias)
     plain = fxq.compile(model, x, calibration=[x], target="reference")
     kinds = [{layer.name: layer.kind for layer in fxq.report(gm).layers} for gm in (ours, plain)]
     assert {n for n, kind in kinds[1].items() if kind.startswith("Q")} - {
         n for n, kind in kinds[0].items() if kind.startswith("Q")
     } == {"wide"}
+
+
+@pytest.mark.parametrize("correction", ["bias_accurate", "adaround"])
+def test_layers_behind_are_corrected_for_what_they_will_read(correction: str) -> None:
+    torch.manual_seed(0)
+    model, x = Block().eval(), torch.randn(8, 3, 6, 6)
+    with torch.no_grad():
+        model.stem.bias[0] = -100.0  # a channel that is never anything but zero,
+        model.wide.weight[:, 0] = 1000.0  # and leaves all other weights no code in int8
+    gm = fxq.compile(model, x, calibration=[x], recipe=_without_wide(correction), target="reference")
+    changes = [m for p in fxq.report(gm).passes for m in p.matched if m.where == "narrow" and " dB to " in m.detail]
+    assert [float(m.detail.split(" ")[0]) > 30 for m in changes] == [True]

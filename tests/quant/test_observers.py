@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fxq.errors import CalibrationError, InputError
+from fxq.quant import observers
 from fxq.quant.calibration import Calibration
+from fxq.quant.histogram import Histogram
 from fxq.quant.observers import (
     HistogramObserver,
     MinMaxObserver,
@@ -128,3 +130,22 @@ def test_a_histogram_that_was_read_and_copies_stay_as_they_were(dtype: torch.dty
     assert (observer.histogram.minimum, observer.histogram.maximum) == (-2.0, 3.0)
     assert (float(observer.minimum), float(observer.maximum)) == (-2.0, 3.0)
     assert (float(twin.minimum), float(twin.maximum)) == (-2.0, 1.0)
+
+
+def test_a_range_is_chosen_once_for_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    choose = observers.range_of
+
+    def counted(histogram: Histogram, calibrator: str, percentile: float) -> tuple[float, float]:
+        chosen.append(calibrator)
+        return choose(histogram, calibrator, percentile)
+
+    monkeypatch.setattr(observers, "range_of", counted)
+    observer = active(HistogramObserver(calibrator="minmax"))
+    observer(torch.tensor([0.0, 1.0]))
+    assert observer.qparams() == observer.qparams() == QParams.from_range(0.0, 1.0)
+    observer(torch.tensor([3.0]))
+    assert observer.qparams() == QParams.from_range(0.0, 3.0)
+    observer.qparams("mse")
+    assert observer.qparams() == QParams.from_range(0.0, 3.0)
+    assert chosen == ["minmax", "minmax", "mse", "minmax"]

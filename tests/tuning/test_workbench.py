@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import fxq
+from fxq.passes import EqualiseLayers
 from fxq.quant.calibration import Calibration
 from fxq.tuning.layers import int8_layers
 from fxq.tuning.workbench import Workbench
@@ -71,6 +72,46 @@ def test_corrected_weights_are_not_taken_for_the_model_s(hard_task, corrections)
     ours, _ = bench.lower(bench.quantise(recipe))
     theirs = fxq.compile(hard_task.model, calibration=hard_task.loader, recipe=recipe, target="reference")
     assert torch.equal(ours(hard_task.images), theirs(hard_task.images))
+
+
+def test_recipes_with_other_corrections_behind_the_observers_equalise_once(hard_task, monkeypatch):
+    runs = []
+    rewrite = EqualiseLayers.rewrite
+    monkeypatch.setattr(EqualiseLayers, "rewrite", lambda self, *args: runs.append(self) or rewrite(self, *args))
+    bench = Workbench(hard_task.model, None, hard_task.loader, "reference")
+    for corrections in (("equalise", "bias"), ("equalise", "bias_accurate")):
+        recipe = fxq.Recipe("int8", corrections=corrections)
+        ours, _ = bench.lower(bench.quantise(recipe))
+    assert len(runs) == 1
+    theirs = fxq.compile(hard_task.model, calibration=hard_task.loader, recipe=recipe, target="reference")
+    assert torch.equal(ours(hard_task.images), theirs(hard_task.images))
+
+
+class Branches(nn.Module):
+    """Two layers that read one int8 value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.left, self.right = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.left(x).relu() * self.right(x)
+
+
+@pytest.mark.parametrize("corrections", [(), ("bias",), ("bias_accurate",)])
+def test_a_variant_keeps_a_layer_in_float_that_reads_an_int8_value(corrections):
+    torch.manual_seed(0)
+    model, loader = Branches().eval(), [torch.randn(4, 3, 8, 8) for _ in range(3)]
+    recipe, kept = fxq.Recipe("int8", corrections=corrections), fxq.Override("left", quantise=False)
+    bench = Workbench(model, None, loader, "reference")
+    ours, _ = bench.lower(bench.variant(bench.quantise(recipe), [kept]))
+    theirs = fxq.compile(
+        model, calibration=loader, recipe=fxq.Recipe("int8", corrections=corrections, overrides=(kept,)),
+        target="reference",
+    )  # fmt: skip
+    assert torch.equal(ours(loader[0]), theirs(loader[0]))
 
 
 @pytest.mark.parametrize("where", ["stem.0", "first.0", "second.0", "head", "mean"])
