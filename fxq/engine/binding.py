@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fxq.engine import abi, library
 from fxq.engine.plan.plan import Plan, Port
+from fxq.engine.plan.ports import check_ports
 from fxq.engine.program import Program
 from fxq.errors import TargetError
 
@@ -35,7 +36,11 @@ def bind(program: Program, plan: Plan, check: Check) -> Run:
 
     Args:
         check: called where the inputs do not look as expected; may let them pass all the same.
+
+    Raises:
+        TargetError: the plan is corrupt: it would read or write beyond its inputs or outputs.
     """
+    check_ports(plan)
     makers = [_maker(port) for port in plan.outputs]
     orders = [port.order for port in plan.outputs]
     finish = _finisher(orders)
