@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fxq.engine import abi, library
 from fxq.engine.plan.plan import Plan, Port
+from fxq.engine.plan.ports import check_ports
 from fxq.engine.program import Program
 from fxq.errors import TargetError
 
@@ -28,14 +29,21 @@ Check = Callable[[tuple[Any, ...]], None]
 DTYPES = {abi.Type.U8: torch.uint8, abi.Type.F32: torch.float32}
 _MESSAGE = 512
 _STRIDED = torch.strided
+_CPU = torch.device("cpu")  # said, as torch.set_default_device may say otherwise
 
 
-def bind(program: Program, plan: Plan, check: Check) -> Run:
+def bind(program: Program, plan: Plan, check: Check, instead: Run | None = None) -> Run:
     """Return a function of the inputs that runs a program, which lives as long as the function.
 
     Args:
         check: called where the inputs do not look as expected; may let them pass all the same.
+        instead: called where inputs or outputs have no memory that the engine could read and write: tensors that stand
+            for others while PyTorch exports, maps or differentiates, views that are negated when they are read.
+
+    Raises:
+        TargetError: the plan is corrupt: it would read or write beyond its inputs or outputs.
     """
+    check_ports(plan)
     makers = [_maker(port) for port in plan.outputs]
     orders = [port.order for port in plan.outputs]
     finish = _finisher(orders)
@@ -45,12 +53,19 @@ def bind(program: Program, plan: Plan, check: Check) -> Run:
     message = ctypes.create_string_buffer(_MESSAGE)
 
     def run(*inputs: Tensor, clock: NDArray[np.float64] | None = None) -> Any:
-        given = reader(inputs)
         images = inputs[0].shape[0]
-        outputs = [make(images) for make in makers]
-        pointers = pack(*[y.data_ptr() for y in outputs])
+        try:
+            given = reader(inputs)
+            outputs = [make(images) for make in makers]
+            places = [y.data_ptr() for y in outputs]
+            if not all(places) and any(y.numel() for y in outputs):
+                raise RuntimeError("the results have no memory")
+        except RuntimeError:  # PyTorch's, or one of these
+            if instead is None:
+                raise
+            return instead(*inputs)
         times = None if clock is None else clock.ctypes.data
-        if images and call(handle, given, pointers, images, threads(), times, message, _MESSAGE):
+        if images and call(handle, given, pack(*places), images, threads(), times, message, _MESSAGE):
             raise TargetError("the native engine failed", why=message.value.decode(), where=str(program.isa))
         return finish(outputs)
 
@@ -68,9 +83,12 @@ def _reader(plan: Plan, check: Check) -> Callable[[tuple[Tensor, ...]], bytes]:
     def describe(x: Tensor, dtype: torch.dtype, axes: tuple[int, int, int], inputs: tuple[Tensor, ...]) -> bytes:
         if x.dtype is not dtype or not x.is_cpu or x.layout is not _STRIDED or x.shape[0] != inputs[0].shape[0]:
             check(inputs)
+        place = x.data_ptr()
+        if x.is_neg() or (not place and x.numel()):
+            raise RuntimeError("the values are not in memory, or with the other sign")
         steps = x.stride()
         y, column, c = axes
-        return pack(x.data_ptr(), steps[0], steps[y] if y > 0 else 0, steps[column] if column > 0 else 0, steps[c])
+        return pack(place, steps[0], steps[y] if y > 0 else 0, steps[column] if column > 0 else 0, steps[c])
 
     if len(kinds) == 1:
         (kind,), (axes,) = kinds, places
@@ -96,7 +114,7 @@ def _maker(port: Port) -> Callable[[int], Tensor]:
         channels, height, width = shape
         strides = (channels * height * width, 1, width * channels, channels)
         strided = torch.empty_strided
-        return lambda images: strided((images, channels, height, width), strides, dtype=dtype)
+        return lambda images: strided((images, channels, height, width), strides, dtype=dtype, device=_CPU)
     empty = torch.empty
     # Sizes one by one: a tuple is tried as the sizes of named dimensions first, which takes half a microsecond.
-    return lambda images: empty(images, *shape, dtype=dtype)
+    return lambda images: empty(images, *shape, dtype=dtype, device=_CPU)

@@ -30,7 +30,8 @@ class Segment(nn.Module):
 
     A plan is made for each spatial size and serves every number of images; the last few are kept. Programs are built at
     the first call and never saved or copied. Several threads may call one segment at once. Where the buffers are on
-    another device than the CPU, or the engine cannot run a size, the subgraph itself runs instead.
+    another device than the CPU, the engine cannot run a size, or tensors have no memory of their own, the subgraph
+    itself runs instead.
 
     Args:
         subgraph: int8 modules and operations between them; each placeholder a tensor with the batch in front.
@@ -121,6 +122,11 @@ class Segment(nn.Module):
 
     # -- inside ------------------------------------------------------------------------------------------------
 
+    def _slow_forward(self, *inputs: Tensor) -> Any:
+        """What ``nn.Module`` calls while torch.jit.trace watches."""
+        raise TargetError("torch.jit.trace cannot follow the native engine", why="it would take results for constants",
+                          fix="keep the module with fxq.save, or export it with fxq.export_onnx")  # fmt: skip
+
     def _specs(self) -> list[TensorSpec]:
         nodes = [node for node in self.subgraph.graph.nodes if node.op == "placeholder"]
         found = [tensor_spec(node) for node in nodes]
@@ -128,9 +134,9 @@ class Segment(nn.Module):
 
     def _find(self, inputs: tuple[Tensor, ...]) -> Run:
         """Return the function for inputs of these sizes."""
-        self._check(inputs)
         if any(b.device.type != "cpu" for b in self.buffers()):
             return self.reference
+        self._check(inputs)
         key = tuple([x.shape[1:] for x in inputs])
         with self._lock:
             run = self._runs.get(key)
@@ -156,7 +162,7 @@ class Segment(nn.Module):
     def _bound(self, plan: Plan) -> Run:
         program = Program(plan.records())
         self.plans += 1
-        return bind(program, plan, self._check)
+        return bind(program, plan, self._check, self.reference)
 
     def _in_python(self, refused: TargetError) -> Run:
         """The subgraph's own modules, for a size that the engine does not take but the network may."""

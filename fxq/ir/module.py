@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
+from types import MethodDescriptorType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import PythonCode
 
 from fxq.errors import InputError
@@ -18,7 +20,12 @@ from fxq.ir.provenance import INFO_KEY, MODULE_KEY, SOURCE_KEY
 from fxq.ir.shapes import TENSOR_KEY
 
 _NODE_KEYS = (INFO_KEY, TENSOR_KEY, SOURCE_KEY, MODULE_KEY)
+#: How torch.fx imports a function that is a method of tensors: Python cannot read it, nor would the method take what
+#: stands for a tensor while the code is traced again.
+_METHOD_IMPORT = re.compile(r"^from torch\._C import \w+\.(\w+) as (\w+)$", re.MULTILINE)
 
+#: A node's name, the tensor method that it calls as a function, and what is known of it.
+_Origin = tuple[str, str | None, dict[str, Any]]
 
 _generating = threading.RLock()
 
@@ -74,10 +81,20 @@ class TracedModule(GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         super().recompile()  # pickled is the plain code, which says no more than the graph
         ordered = sorted(self.graph.nodes, key=lambda node: node.op != "placeholder")  # as the code has them
-        origins = [(node.name, {key: node.meta[key] for key in _NODE_KEYS if key in node.meta}) for node in ordered]
+        origins = [
+            (node.name, _method(node), {k: node.meta[k] for k in _NODE_KEYS if k in node.meta}) for node in ordered
+        ]
         name = type(self).__name__
         states = {path: (m.training, set(m._non_persistent_buffers_set)) for path, m in self.named_modules()}
-        return _rebuild, (super().__reduce__(), name, dict(self.meta), origins, states)
+        build, (content, imports) = super().__reduce__()
+        imports = _METHOD_IMPORT.sub(r"\2 = lambda x, *args, **kwargs: x.\1(*args, **kwargs)", imports)
+        return _rebuild, ((build, (content, imports)), name, dict(self.meta), origins, states)
+
+
+def _method(node: Node) -> str | None:
+    """Return the name of the tensor method that ``node`` calls as a function, ``torch.Tensor.contiguous(x)``."""
+    is_method = node.op == "call_function" and isinstance(node.target, MethodDescriptorType)
+    return node.target.__name__ if is_method else None  # type: ignore[union-attr]
 
 
 class _Pending:
@@ -119,7 +136,7 @@ def _rebuild(
     reduced: tuple[Any, ...],
     name: str,
     meta: dict[str, Any],
-    origins: list[tuple[str, dict[str, Any]]],
+    origins: list[_Origin],
     states: dict[str, tuple[bool, set[str]]],
 ) -> TracedModule:
     plain: GraphModule = reduced[0](*reduced[1])
@@ -131,17 +148,19 @@ def _rebuild(
     return gm
 
 
-def _restore_nodes(gm: TracedModule, origins: list[tuple[str, dict[str, Any]]]) -> None:
-    """Give the nodes their names and origins back: unpickling traces the code again, and invents names."""
+def _restore_nodes(gm: TracedModule, origins: list[_Origin]) -> None:
+    """Give the nodes their names and origins back: unpickling traces the code again, invents names, and spells anew."""
     nodes = list(gm.graph.nodes)
     if len(nodes) != len(origins):
         return
     for i, node in enumerate(nodes):
         node._rename(f"restored_node_{i}")  # makes room: a name may have gone to another node
     gm.graph._graph_namespace._used_names.clear()
-    for node, (name, meta) in zip(nodes, origins, strict=True):
+    for node, (name, method, meta) in zip(nodes, origins, strict=True):
         node._rename(name)
         node.meta.update(meta)
+        if method is not None:
+            node.op, node.target = "call_function", getattr(torch.Tensor, method)
     gm.recompile()
 
 
@@ -154,7 +173,7 @@ def check_graph_module(given: object, where: str) -> None:
 
 def copy_graph_module(model: GraphModule) -> TracedModule:
     """Return ``model`` with a copy of its graph, on the same layers, with the origin of each node filled in."""
-    values: dict[torch.fx.Node, torch.fx.Node] = {}
+    values: dict[Node, Node] = {}
     graph = Graph(tracer_cls=model.graph._tracer_cls)
     result = graph.graph_copy(model.graph, values, return_output_node=True)
     if isinstance(result, tuple):

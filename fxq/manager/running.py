@@ -10,19 +10,20 @@ from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxq.errors import GraphError
-from fxq.ir.shapes import is_recorded, run_recorded
+from fxq.ir.shapes import is_recorded
+from fxq.ir.unknown_writes import run_noting_writes
 from fxq.tracing import ModelInputs, clone_inputs
 
 
 def run_on_copy(gm: fx.GraphModule, inputs: ModelInputs, watch: Callable[[fx.Node, Any], None] | None = None) -> Any:
-    """Run ``gm`` on a copy of the inputs, recording shapes; random operations repeat from run to run.
+    """Run ``gm`` on a copy of the inputs, recording shapes and what unknown code overwrites; random operations repeat.
 
     ``watch`` is shown each node and its value.
     """
     inputs = clone_inputs(inputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return run_recorded(gm, inputs.args, dict(inputs.kwargs), watch)
+        return run_noting_writes(gm, inputs.args, dict(inputs.kwargs), watch)
 
 
 def few_samples(gm: fx.GraphModule, inputs: ModelInputs, count: int = 2) -> ModelInputs:

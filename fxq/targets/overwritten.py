@@ -10,6 +10,7 @@ from torch import fx
 from fxq.ir.identify import OpCall
 from fxq.ir.names import is_in_place
 from fxq.ir.ops import MOVES, SPECS
+from fxq.ir.unknown_writes import WRITTEN_KEY
 from fxq.targets.suitability import is_weighted
 
 #: Moves that always give a new tensor.
@@ -17,10 +18,14 @@ _FRESH = frozenset({"cat", "stack", "pad", "interpolate"})
 
 
 def overwritten(calls: Mapping[fx.Node, OpCall]) -> set[fx.Node]:
-    """Return each value of which, or of a possible view of which, a later operation changes elements."""
+    """Return each value of which, or of a possible view of which, a later operation changes elements.
+
+    Of code that fxq cannot see into, what the last recorded run has shown counts.
+    """
+    found = {i for call in calls.values() for i in (call.node, *call.node.all_input_nodes) if WRITTEN_KEY in i.meta}
     writes = {node: written for node, call in calls.items() if (written := _written(call)) is not None}
     if not writes:
-        return set()
+        return found
     aliases = nx.Graph()
     for node, call in calls.items():
         if node in writes:
@@ -28,7 +33,6 @@ def overwritten(calls: Mapping[fx.Node, OpCall]) -> set[fx.Node]:
         elif _may_be_view(call):
             aliases.add_edges_from((node, i) for i in call.node.all_input_nodes)
     order = {n: i for i, n in enumerate(next(iter(calls)).graph.nodes)}
-    found: set[fx.Node] = set()
     for node, written in writes.items():  # each of them is in the graph of aliases
         members = nx.node_connected_component(aliases, written)
         found |= {m for m in members if order[m] < order[node]}

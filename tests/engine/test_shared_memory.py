@@ -81,6 +81,45 @@ def test_what_is_written_is_seen_by_all_who_share_it(body: Any, target: str, tmp
         assert all(map(torch.equal, _all(again(x)), _all(found)))
 
 
+class Unseen(nn.Module):
+    """Code that cannot be traced, and that writes into what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.sum()) < float("inf"):
+            x.mul_(0.25)
+        return x.mean((2, 3))
+
+
+def by_unseen_code(net: Any, x: Tensor) -> Any:
+    y = net.a(x)
+    before = net.b(y)
+    return net.unseen(y), before, net.c(y)
+
+
+def by_unseen_code_through_a_view(net: Any, x: Tensor) -> Any:
+    y = net.a(x)
+    view = y[:, :, 1:]
+    return net.unseen(y), net.c(view.relu())
+
+
+def by_unseen_code_into_the_input(net: Any, x: Tensor) -> Any:
+    return net.unseen(x), net.c(net.a(x))
+
+
+@pytest.mark.parametrize("recipe", ["int8", "mixed"])
+@pytest.mark.parametrize("body", [by_unseen_code, by_unseen_code_through_a_view, by_unseen_code_into_the_input])
+def test_what_unseen_code_writes_is_seen_by_later_layers(body: Any, recipe: str) -> None:
+    torch.manual_seed(0)
+    model, x = Writing(body), torch.randn(2, 3, 8, 8)
+    model.unseen = Unseen()
+    gm = fxq.compile(model.eval(), x, calibration=[x], recipe=recipe)
+    with torch.no_grad():
+        for wanted, found in zip(_all(model(x.clone())), _all(gm(x.clone())), strict=True):
+            assert distance(wanted, found).sqnr_db > 30
+    reasons = [refused.reason for record in fxq.report(gm).passes for refused in record.refused]
+    assert any("overwritten in place" in reason for reason in reasons)
+
+
 @needs_engine
 def test_an_index_into_the_one_result_of_a_segment_is_no_choice_of_results(tmp_path: Path) -> None:
     class Cut(nn.Module):

@@ -81,6 +81,24 @@ def test_pickling_keeps_graph_record_origins_and_mode(same: Same) -> None:
     assert pickle.loads(pickle.dumps(twin)).code == gm.code
 
 
+def test_functions_that_are_methods_of_tensors_are_pickled(same: Same) -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.transpose(0, 1)
+
+    gm = trace(Turned().eval(), X)
+    (turned,) = (n for n in gm.graph.nodes if n.op == "call_method")
+    with gm.graph.inserting_after(turned):
+        packed = gm.graph.call_function(torch.Tensor.contiguous, (turned,), {"memory_format": torch.contiguous_format})
+    turned.replace_all_uses_with(packed, delete_user_cb=lambda user: user is not packed)
+    gm.recompile()
+    twin = pickle.loads(pickle.dumps(gm))
+    restored = list(twin.graph.nodes)[2]
+    assert (restored.op, restored.target, restored.kwargs) == (packed.op, packed.target, packed.kwargs)
+    same(gm, twin, torch.randn(3, 4))
+    assert twin(X).is_contiguous()
+
+
 def test_a_graph_module_comes_back_as_a_copy(same: Same) -> None:
     source = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval())
     source.meta["mine"] = 1

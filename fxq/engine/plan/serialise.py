@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from fxq.engine.abi import Code, Place, Type
+from fxq.engine.abi import MAX_FLOATS, MAX_INTS, Code, Place, Type
 from fxq.engine.plan.operations import Operation, Value
 from fxq.engine.plan.plan import Array, Plan, Port
 from fxq.errors import StorageError
 
 _ENUMS: dict[str, Any] = {"type": Type, "place": Place, "code": Code}
 _DTYPES = ("int8", "uint8", "int32", "float32")
+#: What the fields hold that are not whole numbers of 32 bits.
+_KINDS: dict[str, tuple[type, ...]] = {"name": (str,), "floats": (int, float), "channels_last": (bool,)}
+_BITS = dict.fromkeys(("offset", "image_pitch", "row_pitch", "pixel_pitch", "channel_pitch"), 63)
+_POSITIONS = {"ints": MAX_INTS, "floats": MAX_FLOATS}
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -67,7 +72,31 @@ def _tuples(value: Any) -> Any:
 def _record(cls: Any, data: dict[str, Any]) -> Any:
     if set(data) != {f.name for f in fields(cls)}:
         raise ValueError(f"a {cls.__name__} has other fields than {sorted(data)}")
+    for name, value in data.items():
+        _check(name, value)
     return cls(**{name: _ENUMS[name](value) if name in _ENUMS else _tuples(value) for name, value in data.items()})
+
+
+def _check(name: str, value: Any) -> None:
+    """Raise ValueError where a field holds what its record cannot: a wrong type, or a number that would be cut off."""
+    if name in _POSITIONS:
+        most = _POSITIONS[name]
+        if not all(len(pair) == 2 and type(pair[0]) is int and 0 <= pair[0] < most for pair in value):
+            raise ValueError(f"{name} are no pairs of a position below {most} and a number")
+    kinds = _KINDS.get(name, (int,))
+    for leaf in _leaves(value):
+        if type(leaf) not in kinds:
+            raise ValueError(f"{name} holds the {type(leaf).__name__} {leaf!r}")
+        if type(leaf) is int and not -(1 << _BITS.get(name, 31)) <= leaf < 1 << _BITS.get(name, 31):
+            raise ValueError(f"{name} holds {leaf}, which is out of range")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for v in value:
+            yield from _leaves(v)
+    else:
+        yield value
 
 
 def _encode(array: Array) -> dict[str, Any]:
