@@ -55,6 +55,19 @@ def test_convolutions_equal_the_portable_definition(isa: str, depthwise: bool) -
 
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
+@pytest.mark.parametrize("channels", [20, 256, 257], ids=["few steps", "the most of few", "many"])
+@pytest.mark.parametrize("residual", [None, Type.U8], ids=["alone", "residual"])
+def test_any_number_of_pixels_equals_the_definition(isa: str, channels: int, residual: Type | None) -> None:
+    """Blocks of pixels are of several sizes, by the steps of their sums, and of what is left at the end."""
+    for pixels, outputs in itertools.product([*range(1, 20), 33, 61], [24, 48]):
+        layer = Layer(channels, outputs, size=(1, pixels), kernel=(1, 1), padding=(0, 0), residual=residual, pitch=64)
+        inputs = inputs_of(layer, 1)
+        (wanted,) = program(layer).run(inputs)
+        (codes,) = program(layer).run(inputs, isa=isa)
+        assert torch.equal(codes, wanted), layer
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
 @pytest.mark.parametrize("residual", [None, Type.F32], ids=["alone", "residual"])
 def test_real_results_equal_the_portable_definition(isa: str, residual: Type | None) -> None:
     """Numbers of pixels that fill the blocks or not, and of channels that fill vectors or not, beside others."""

@@ -14,6 +14,8 @@ namespace FXQ_NS {
 constexpr int64_t PIXELS = 14;
 constexpr int64_t STRIP = 4 * PIXELS;  // pixels whose sums stand in memory before they are finished
 constexpr int64_t SMALL = 8;           // pixels of a small block
+constexpr int64_t SMALLER = 4;         // of one whose sums take few steps
+constexpr int64_t FEW_STEPS = 64;      // of four bytes: so many at most
 constexpr int64_t BYTES_COST = 1;      // of a step of four bytes, where one of two words is 1
 
 inline int64_t groups_of_pixels(int64_t pixels) { return (pixels + PIXELS - 1) / PIXELS; }
@@ -117,15 +119,21 @@ inline void large_blocks(const Job& job, const Pixels& pixels, int64_t begin, in
     }
 }
 
-// Blocks of 8 pixels: small enough for the processor to begin the next one while it finishes the last. Returns the first
-// pixel that is left, so that the last ones make up a block of at least as many.
-template <int NV, int finish, class Fast>
-int64_t small_blocks(const Job& job, const Pixels& pixels, int64_t count) {
+// Blocks of P pixels. Returns the first pixel that is left, so that the last ones make up a block of at least as many.
+template <int P, int NV, int finish, class Fast>
+int64_t blocks_of(const Job& job, const Pixels& pixels, int64_t count) {
     const Fast fast(job);
     int64_t first = 0;
-    for (; count - first == SMALL || first + 2 * SMALL <= count; first += SMALL)
-        block<SMALL, NV, finish>(job, pixels, first, fast, nullptr);
+    for (; count - first == P || first + 2 * P <= count; first += P)
+        block<P, NV, finish>(job, pixels, first, fast, nullptr);
     return first;
+}
+
+// Blocks of a few pixels: small enough for the processor to begin the next one while it finishes the last.
+template <int NV, int finish, class Fast>
+int64_t small_blocks(const Job& job, const Pixels& pixels, int64_t count) {
+    if (job.steps <= FEW_STEPS) return blocks_of<SMALLER, NV, finish, Fast>(job, pixels, count);
+    return blocks_of<SMALL, NV, finish, Fast>(job, pixels, count);
 }
 
 // The same for blocks of either width.

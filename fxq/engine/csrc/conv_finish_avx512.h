@@ -29,9 +29,9 @@ struct FastFinish {
         mask = job.block.width >= 32 ? ~0u : (1u << job.block.width) - 1;
     }
 
+    // Reads whole vectors: what stands behind the block's channels is not written.
     __m512 with_residual(__m512 real, int v, const uint8_t* r) const {
-        const __mmask16 lanes = static_cast<__mmask16>(mask >> (16 * v));
-        const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, r + 16 * v));
+        const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(r + 16 * v)));
         return _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), residual_scale, _mm512_add_ps(real, residual_offset));
     }
 
@@ -147,11 +147,7 @@ inline void finish_codes(const Job& job, const Pixels& pixels, int64_t first, in
         const I p0 = whole(sums, 0, rp), q0 = whole(other, 0, rq);
         I p1 = _mm512_setzero_si512(), q1 = p1;
         if (job.block.width > 16) p1 = whole(sums, 1, rp), q1 = whole(other, 1, rq);
-        const I packed = fast.pack(p0, p1, q0, q1);
-        _mm256_mask_storeu_epi8(pixels.y[first + p] + fast.first, fast.mask, _mm512_castsi512_si256(packed));
-        if (q != p)
-            _mm256_mask_storeu_epi8(pixels.y[first + q] + fast.first, fast.mask,
-                                    _mm512_extracti64x4_epi64(packed, 1));
+        fast.put(pixels, first + p, first + q, fast.pack(p0, p1, q0, q1));
     }
 }
 

@@ -26,6 +26,7 @@ struct Job {
     bool small, bounded;  // see ConvState
     const Segment* segments;
     int64_t segment_count;
+    int64_t steps;  // of all segments
     Block block;
     const int8_t* panel;
     const int32_t* start;

@@ -81,6 +81,7 @@ inline Job job_of(const Operation& op, const ConvState& state, int64_t number) {
     job.bounded = state.bounded;
     job.segments = state.segments.as<Segment>();
     job.segment_count = state.segment_count;
+    job.steps = state.panel_bytes / (4 * BLOCK);
     job.block = state.blocks.as<Block>()[number];
     job.panel = state.panels.as<int8_t>() + number * state.panel_bytes;
     job.start = state.start.as<int32_t>() + number * BLOCK;

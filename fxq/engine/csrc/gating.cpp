@@ -98,7 +98,7 @@ void gate_rows(const Operation& op, const Context& context, int64_t n, int64_t f
     const int64_t width = y.channels - first < CHUNK ? y.channels - first : CHUNK;
     ScalingChunk numbers;
     for (int64_t c = 0; c < CHUNK; ++c) numbers.put(c, state.scalings.as<Scaling>()[c < width ? gates[c] : 0]);
-    const Scaler scaled(numbers, op.record);
+    const Scaler<true> scaled(numbers, op.record);
     const Writer<1> write(Places<1>{{0}}, width);
     const uint8_t* const from = address(context, x, n) + first;
     uint8_t* const to = address(context, y, n) + first;

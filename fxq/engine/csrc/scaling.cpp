@@ -69,11 +69,12 @@ bool fill_state(const Operation& op, ScalingState* state) {
 }
 
 // Neighbouring pixels.
+template <bool limited>
 void scale_pixels(const Operation& op, const uint8_t* x, uint8_t* y, int64_t count) {
     const ScalingState& state = *static_cast<const ScalingState*>(op.state);
     const int64_t x_step = op.input[0]->pixel_pitch, y_step = op.output->pixel_pitch, channels = op.output->channels;
     for (int64_t first = 0; first < channels; first += CHUNK) {
-        const Scaler scaled(state.chunks.as<ScalingChunk>()[first / CHUNK], op.record);
+        const Scaler<limited> scaled(state.chunks.as<ScalingChunk>()[first / CHUNK], op.record);
         const Writer<1> write(Places<1>{{0}}, channels - first);
         for (int64_t i = 0; i < count; ++i) write(y + i * y_step + first, scaled(load_bytes(x + i * x_step + first)));
     }
@@ -109,6 +110,7 @@ void run(const Operation& op, const Context& context, int64_t tasks, int64_t beg
     const Tensor &x = *op.input[0], &y = *op.output;
     const int64_t pieces = pieces_of(op, context.images), line = line_of(op), lines = int64_t(y.height) * y.width / line;
     const int64_t each = line > y.width ? 1 : y.width;  // pixels of a piece
+    const bool limited = op.record.ints[11] > 0 || op.record.ints[12] < 255;
     int64_t low, high, unused;
     piece(pieces, tasks, begin, &low, &unused);
     piece(pieces, tasks, end - 1, &unused, &high);
@@ -117,8 +119,9 @@ void run(const Operation& op, const Context& context, int64_t tasks, int64_t beg
         const int64_t left = line - column < high * each - pixel ? line - column : high * each - pixel;
         const int64_t count = left < STRIP ? left : STRIP;
         uint8_t* const image = address(context, y, n);
-        scale_pixels(op, address(context, x, n) + row * x.row_pitch + column * x.pixel_pitch,
-                     image + row * y.row_pitch + column * y.pixel_pitch, count);
+        const auto scale = limited ? scale_pixels<true> : scale_pixels<false>;
+        scale(op, address(context, x, n) + row * x.row_pitch + column * x.pixel_pitch,
+              image + row * y.row_pitch + column * y.pixel_pitch, count);
         pixel += count;
         if (has_halo(y) && column + count == line) write_halo(y, image, row, row + 1);
     }

@@ -55,7 +55,8 @@ FXQ_INLINE I bounded_difference(I a, I b) { return _mm256_subs_epu16(a, b); }
 FXQ_INLINE I flipped(I a, I b) { return _mm256_xor_si256(a, b); }
 #endif
 
-// The numbers of a chunk, in registers.
+// The numbers of a chunk, in registers. `limited`: to fewer than all codes.
+template <bool limited>
 class Scaler {
    public:
     Scaler(const ScalingChunk& chunk, const fxq_operation& record)
@@ -69,7 +70,7 @@ class Scaler {
     FXQ_INLINE I operator()(I x) const {
         const I w = flipped(x, flip_);
         const I codes = pack_halves(low_(low_half(rest_, w)), high_(high_half(rest_, w)));
-        return larger(smaller(codes, highest_), lowest_);
+        return limited ? larger(smaller(codes, highest_), lowest_) : codes;
     }
 
    private:
