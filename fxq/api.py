@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxq.admission import check_float, check_hooks, check_model, check_runs, private_copy
+from fxq.admission import check_float, check_model, check_runs, check_traced, dtype_note, private_copy
 from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError
+from fxq.ir.identify import has_hooks
 from fxq.ir.provenance import ensure_ids
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
 from fxq.manager.layers import layer_records
@@ -97,9 +98,12 @@ def compile(
     if chosen.name in ("float", "auto") and calibration is None and passes is None:
         what = "nothing was quantised" if chosen.name == "float" else "no activation was quantised statically"
         report.note(f"{what}: calibration data would unlock recipe='int8'")
+    other = None if chosen.name == "float" else dtype_note(copied)
+    if other is not None:
+        report.note(other)
     inputs = _runnable(gm, inputs, given=example_inputs is not None)
-    if inputs is not None:
-        check_hooks(copied, gm, inputs)
+    if inputs is not None and (verify or has_hooks(copied)):
+        check_traced(copied, gm, inputs)
     context = PassContext(inputs, data, progress)
     try:
         gm = manager(gm, context=context, report=report, on_pass=writer).graph_module

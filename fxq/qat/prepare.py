@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from torch import fx, nn
 
-from fxq.admission import check_model, check_runs, private_copy
+from fxq.admission import check_model, check_runs, check_traced, dtype_note, private_copy
+from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError, nearest
 from fxq.ir.provenance import ensure_ids, node_info
 from fxq.manager import Pass, PassContext, PassManager, Report
@@ -58,7 +59,8 @@ def prepare_qat(
     time; the second run uses the ranges as they are by then) and DistributedDataParallel (ranges are buffers, which it
     takes from the first process). State dicts hold weights, ranges and switches, and load into a model that was
     prepared alike. Dropout is active in training mode; the report names one that is not. Code that asks for
-    ``self.training`` is captured as in eval mode.
+    ``self.training`` is captured as in eval mode. A weight that a parametrisation computes (``weight_norm``, ...)
+    trains as the weight that it is now; the report says so.
 
     Args:
         model: a float module in either mode; it and everything that it holds stay as they are.
@@ -88,8 +90,13 @@ def prepare_qat(
     twin = _private(model)
     inputs, data = _bind(twin, example_inputs, calibration)
     report = Report(options={"prepare_qat": chosen.name, "scales": scales})
+    for sentence in (*(f"{s}, and trains as it is" for s in take_computed_parameters(twin)), dtype_note(twin)):
+        if sentence is not None:
+            report.note(sentence)
     gm = trace(twin, inputs)
     check_runs(gm, inputs, *_SOURCES[example_inputs is None])
+    if verify:
+        check_traced(twin, gm, inputs)
     context = PassContext(inputs, data, progress, report.note)
 
     def run(passes: Iterable[Pass | PassManager]) -> fx.GraphModule:

@@ -51,6 +51,12 @@ def restore_state(states: list[ModuleState]) -> None:
             _refill(state.attributes[name], content)
 
 
+def restore_buffers(states: list[ModuleState]) -> None:
+    """Put the buffers alone back: under each name the tensor that was there."""
+    for state in states:
+        _refill(state.attributes["_buffers"], state.contents["_buffers"])
+
+
 def changes_since(states: list[ModuleState]) -> list[Change]:
     """Return what differs now from the captured state, module by module."""
     changes = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxq.admission import check_model, check_runs, private_copy
+from fxq.admission import check_model, check_runs, check_traced, private_copy
 from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError
 from fxq.ir.rewriter import Rewriter
@@ -86,6 +86,7 @@ class Workbench:
             InputError, "the example inputs")  # fmt: skip
         check_runs(self.traced, given, kind, source)
         self.inputs = given if example_inputs is not None else few_samples(self.traced, given)
+        check_traced(copied, self.traced, self.inputs)
         self._made: dict[tuple[str, ...], _Made] = {}
         self._statistics: dict[int, Statistics] = {}
         self._mean_errors: dict[int, dict[object, MeanErrors]] = {}

@@ -164,6 +164,18 @@ def test_a_callable_runs_the_model() -> None:
     assert not model._forward_pre_hooks
 
 
+@pytest.mark.parametrize("good", [0, 2])
+def test_data_that_cannot_be_read_is_named_with_its_error(good: int) -> None:
+    def broken() -> Iterator[Tensor]:
+        yield from [X] * good
+        raise OSError("the disk is gone")
+
+    data = Calibration(inputs(broken(), lambda batch: batch), Recording())
+    with pytest.raises(CalibrationError, match=rf"OSError: the disk is gone(.|\n)*calibration batch {good}\n") as caught:
+        data.run(Recording())
+    assert isinstance(caught.value.__cause__, OSError)
+
+
 def test_a_callable_that_never_runs_the_model() -> None:
     with pytest.raises(CalibrationError, match="never ran the model"):
         Calibration(lambda m: None, Recording()).run(Recording())
