@@ -52,7 +52,8 @@ def prepare(
     if not record_on_meta(gm, inputs.args, inputs.kwargs):
         check_runs(gm, inputs, InputError, "the example inputs")
     passes = [
-        Functionalise(), Canonicalise(), RecogniseLinear(), RecogniseRMSNorm(), DecomposeAttention(), DecomposeWindows()
+        Functionalise(), Canonicalise(), RecogniseLinear(), RecogniseRMSNorm(), DecomposeAttention(weights=False),
+        DecomposeWindows(),
     ]  # fmt: skip
     manager = PassManager(passes, verify=verify)
     return manager(gm, context=PassContext(inputs if verify else None), report=report).graph_module

@@ -30,6 +30,14 @@ def test_a_machine_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_target("native")
 
 
+def test_an_instruction_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.ISA_VARIABLE, "avx3")
+    for target in ("auto", "native"):
+        with pytest.raises(TargetError, match=r"unknown instruction set 'avx3'\n.*FXQ_ISA"):
+            resolve_target(target)
+    assert resolve_target("reference") == "reference"
+
+
 def test_the_engine_runs_what_it_can_and_the_best_modules_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "unavailable_reason", lambda: None)
     monkeypatch.setattr(library, "available", lambda: ("portable", "avx2"))
