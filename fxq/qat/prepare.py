@@ -56,7 +56,8 @@ def prepare_qat(
     norms, by one call or by a ``Schedule``.
 
     The loop may use autocast, ``torch.utils.checkpoint`` (what it computes a second time is not observed a second
-    time; the second run uses the ranges as they are by then) and DistributedDataParallel (ranges are buffers, which it
+    time; the second run uses the ranges as they are by then; what ``forward`` itself checkpoints is traced through, so
+    checkpoint the prepared model or its parts) and DistributedDataParallel (ranges are buffers, which it
     takes from the first process). State dicts hold weights, ranges and switches, and load into a model that was
     prepared alike. Dropout is active in training mode; the report names one that is not. Code that asks for
     ``self.training`` is captured as in eval mode. A weight that a parametrisation computes (``weight_norm``, ...)
