@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from fxq.tracing import trace
 
