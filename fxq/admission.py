@@ -48,12 +48,11 @@ def dtype_note(model: nn.Module) -> str | None:
     return f"{what}: int8 and half precision replace float32 alone, so call model.float() first"
 
 
-def check_float(model: nn.Module) -> None:
-    """Raise InputError where ``model`` is a graph that was quantised already."""
+def check_float(model: nn.Module, fix: str = "give the float model") -> None:
+    """Raise InputError where ``model`` is a graph that was quantised, or prepared for that, already."""
     stage = stage_of(model) if isinstance(model, fx.GraphModule) else Stage.FLOAT
     if stage > Stage.FUSED:
-        raise InputError(f"the model is {stage} already", why="fxq quantised it, and would do so again",
-                         fix="give the float model, or passes= that take this graph further")  # fmt: skip
+        raise InputError(f"the model is {stage} already", why="what fxq does here begins with a float model", fix=fix)
 
 
 def _unusable(name: str, tensor: torch.Tensor) -> str | None:

@@ -74,7 +74,7 @@ def compile(
     target = resolve_target(target)
     check_model(model)
     if trained is None and passes is None:
-        check_float(model)
+        check_float(model, "give the float model, or passes= that take this graph further")
     if chosen.quantises and calibration is None and passes is None and trained is None:
         raise CalibrationError(f"the recipe {chosen.name!r} needs calibration data", why="nobody's data is invented",
                                fix="pass calibration=loader, or recipe='float'")  # fmt: skip

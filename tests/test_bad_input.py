@@ -190,6 +190,20 @@ def test_a_module_that_fxq_did_not_make_has_no_report() -> None:
         fxq.report(nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("use", [
+    lambda gm: fxq.prepare_qat(gm, X),
+    lambda gm: fxq.prune(gm, X, ratio=0.5),
+    lambda gm: fxq.sensitivity(gm, X, calibration=[X]),
+    lambda gm: fxq.autotune(gm, X, calibration=[X], evaluate=lambda _: 1.0),
+])  # fmt: skip
+def test_what_begins_with_a_float_model(use: Callable[[nn.Module], object]) -> None:
+    with pytest.raises(InputError, match=r"the model is INT8 already(.|\n)*give the float model"):
+        use(fxq.compile(model(), X, calibration=[X]))
+    trained = fxq.prepare_qat(model(), X, calibration=[X]).eval()
+    with pytest.raises(InputError, match=r"the model is (OBSERVED|prepared) already(.|\n)*give the float model"):
+        use(trained)
+
+
 def test_a_graph_that_is_not_the_model() -> None:
     class ByType(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from torch import fx, nn
 
-from fxq.admission import check_model, check_runs, check_traced, dtype_note, private_copy
+from fxq.admission import check_float, check_model, check_runs, check_traced, dtype_note, private_copy
 from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError, nearest
 from fxq.ir.provenance import ensure_ids, node_info
@@ -138,6 +138,7 @@ def _private(model: nn.Module) -> nn.Module:
     if is_prepared(model):
         raise InputError("the model is prepared already", where="prepare_qat",
                          fix="give the float model; switches and state dicts change a prepared one")  # fmt: skip
+    check_float(model)
     twin = private_copy(model)
     if isinstance(twin, nn.Module):
         twin.eval()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxq.admission import check_model, check_runs, check_traced, private_copy
+from fxq.admission import check_float, check_model, check_runs, check_traced, private_copy
 from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError
 from fxq.ir.rewriter import Rewriter
@@ -75,6 +75,7 @@ class Workbench:
         progress: bool | None = None,
     ) -> None:
         check_model(model)
+        check_float(model)
         given, self.data = _bind(model, example_inputs, calibration)
         self.target = target
         self._histograms = histograms
