@@ -54,7 +54,8 @@ def compile(
         target: ``"native"`` (fxq's engine), ``"onednn"``, ``"reference"``, or ``"auto"``, the best that this machine
             runs.
         passes: passes to run instead of the recipe's, as a list or a manager.
-        verify: check every pass's result (stage, shapes, output on the example inputs).
+        verify: check that the graph returns what the model does, and every pass's result (stage, shapes, output on the
+            example inputs).
         diagrams: a directory that gets a diagram before and after each pass; written as the passes end.
         progress: show progress bars; None shows them on a terminal only.
 
@@ -66,7 +67,7 @@ def compile(
             unknown recipe, a directory that cannot be written, ...
         TargetError: the target is unknown, or this machine cannot run it.
         CalibrationError: the calibration data is missing, empty, not finite, or does not fit the model.
-        TraceError: the model cannot be captured.
+        TraceError: the model cannot be captured, or its graph returns something else than it.
         PassError: a pass failed; ``error.report`` holds the report up to and including it.
     """
     trained = trained_recipe(model, recipe)
