@@ -94,20 +94,25 @@ def private_copy(model: nn.Module, share_layers: bool = False) -> nn.Module:
         ) from error  # fmt: skip
 
 
-def check_runs(gm: fx.GraphModule, inputs: ModelInputs, kind: type[InputError | CalibrationError], source: str) -> None:
-    """Run a traced model once, recording shapes, and raise an error of ``kind`` where it fails on ``source``."""
+def check_runs(gm: fx.GraphModule, inputs: ModelInputs, kind: type[InputError | CalibrationError], source: str) -> Any:
+    """Run a traced model once, recording shapes, and return what it gives.
+
+    Raises:
+        InputError, CalibrationError: it fails on ``source``; the one that is ``kind``.
+    """
     try:
-        run_on_copy(gm, inputs)
+        return run_on_copy(gm, inputs)
     except GraphError as error:
         raise kind(f"the model does not run on {source}", where=f"module `{error.where}`", why=error.why,
                    fix="give inputs of the shapes and dtypes that the model takes") from error  # fmt: skip
 
 
-def check_traced(model: nn.Module, gm: fx.GraphModule, inputs: ModelInputs) -> None:
+def check_traced(model: nn.Module, returned: Any, inputs: ModelInputs) -> None:
     """Raise where the graph of ``model`` returns something else than ``model`` itself.
 
     Args:
         model: a copy, whose hooks may change it.
+        returned: what ``run_on_copy`` of the graph gave on ``inputs``.
 
     Raises:
         InputError: hooks of ``model`` itself, which no graph holds, change what it returns.
@@ -118,7 +123,7 @@ def check_traced(model: nn.Module, gm: fx.GraphModule, inputs: ModelInputs) -> N
         torch.manual_seed(0)
         wanted = model(*given.args, **given.kwargs)
     try:
-        step = distance(wanted, run_on_copy(gm, inputs))
+        step = distance(wanted, returned)
         differs = step.max_abs > max(1e-3 * step.scale, 4 * step.eps * step.scale)
         why = f"largest difference {step.max_abs:.3g}, largest value {step.scale:.3g}"
     except ValueError as error:  # another structure

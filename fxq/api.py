@@ -102,9 +102,10 @@ def compile(
     other = None if chosen.name == "float" else dtype_note(copied)
     if other is not None:
         report.note(other)
-    inputs = _runnable(gm, inputs, given=example_inputs is not None)
-    if inputs is not None and (verify or has_hooks(copied)):
-        check_traced(copied, gm, inputs)
+    if inputs is not None:
+        inputs, returned = _runnable(gm, inputs, given=example_inputs is not None)
+        if verify or has_hooks(copied):
+            check_traced(copied, returned, inputs)
     context = PassContext(inputs, data, progress)
     try:
         gm = manager(gm, context=context, report=report, on_pass=writer).graph_module
@@ -118,15 +119,13 @@ def compile(
     return gm
 
 
-def _runnable(gm: fx.GraphModule, inputs: ModelInputs | None, *, given: bool) -> ModelInputs | None:
-    """Return the inputs to verify passes on, having seen the traced model run on those that were given."""
-    if inputs is None:
-        return None
+def _runnable(gm: fx.GraphModule, inputs: ModelInputs, *, given: bool) -> tuple[ModelInputs, Any]:
+    """Return the inputs to verify passes on, and what the traced model, seen to run on those given, gives on them."""
     if given:
-        check_runs(gm, inputs, InputError, "the example inputs")
-        return inputs
+        return inputs, check_runs(gm, inputs, InputError, "the example inputs")
     check_runs(gm, inputs, CalibrationError, "the first calibration batch")
-    return few_samples(gm, inputs)
+    few = few_samples(gm, inputs)
+    return few, run_on_copy(gm, few)
 
 
 def _manager(

@@ -95,9 +95,9 @@ def prepare_qat(
         if sentence is not None:
             report.note(sentence)
     gm = trace(twin, inputs)
-    check_runs(gm, inputs, *_SOURCES[example_inputs is None])
+    returned = check_runs(gm, inputs, *_SOURCES[example_inputs is None])
     if verify:
-        check_traced(twin, gm, inputs)
+        check_traced(twin, returned, inputs)
     context = PassContext(inputs, data, progress, report.note)
 
     def run(passes: Iterable[Pass | PassManager]) -> fx.GraphModule:

@@ -15,7 +15,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.snapshot import take_snapshot
 from fxq.ir.stage import Stage, set_graph_state
 from fxq.manager import Pass, PassContext, PassManager, PassRecord
-from fxq.manager.running import few_samples
+from fxq.manager.running import few_samples, run_on_copy
 from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias, MeanErrors
 from fxq.pipelines import float_pipeline, pipeline
@@ -87,7 +87,7 @@ class Workbench:
             InputError, "the example inputs")  # fmt: skip
         check_runs(self.traced, given, kind, source)
         self.inputs = given if example_inputs is not None else few_samples(self.traced, given)
-        check_traced(copied, self.traced, self.inputs)
+        check_traced(copied, run_on_copy(self.traced, self.inputs), self.inputs)
         self._made: dict[tuple[str, ...], _Made] = {}
         self._statistics: dict[int, Statistics] = {}
         self._mean_errors: dict[int, dict[object, MeanErrors]] = {}
