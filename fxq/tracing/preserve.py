@@ -52,9 +52,9 @@ def restore_state(states: list[ModuleState]) -> None:
 
 
 def restore_buffers(states: list[ModuleState]) -> None:
-    """Put the buffers alone back: under each name the tensor that was there."""
+    """Put the buffers alone back: under each name the tensor that was there. New ones stay, as the graph reads them."""
     for state in states:
-        _refill(state.attributes["_buffers"], state.contents["_buffers"])
+        state.attributes["_buffers"].update(state.contents["_buffers"])
 
 
 def changes_since(states: list[ModuleState]) -> list[Change]:
