@@ -10,10 +10,11 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from fxq.errors import CalibrationError, GraphError, InputError
+from fxq.errors import CalibrationError, GraphError, InputError, TraceError
 from fxq.ir.identify import has_hooks
 from fxq.ir.metrics import distance
 from fxq.ir.stage import Stage, stage_of
+from fxq.ir.state import state_kept
 from fxq.manager.running import run_on_copy
 from fxq.tracing import ModelInputs, check_traceable, clone_inputs
 
@@ -36,12 +37,22 @@ def check_model(model: nn.Module) -> None:
                              fix="load other weights, or look for what made these")  # fmt: skip
 
 
-def check_float(model: nn.Module) -> None:
-    """Raise InputError where ``model`` is a graph that was quantised already."""
+def dtype_note(model: nn.Module) -> str | None:
+    """Say so where layers have weights of another floating dtype than float32, which stay as they are; else None."""
+    weights = [p for p in model.parameters() if p.dim() > 1 and p.is_floating_point()]
+    other = sorted({str(p.dtype).removeprefix("torch.") for p in weights if p.dtype is not torch.float32})
+    if not other:
+        return None
+    layers = sum(p.dtype is not torch.float32 for p in weights)
+    what = f"{layers} of {len(weights)} weights are {' and '.join(other)}"
+    return f"{what}: int8 and half precision replace float32 alone, so call model.float() first"
+
+
+def check_float(model: nn.Module, fix: str = "give the float model") -> None:
+    """Raise InputError where ``model`` is a graph that was quantised, or prepared for that, already."""
     stage = stage_of(model) if isinstance(model, fx.GraphModule) else Stage.FLOAT
     if stage > Stage.FUSED:
-        raise InputError(f"the model is {stage} already", why="fxq quantised it, and would do so again",
-                         fix="give the float model, or passes= that take this graph further")  # fmt: skip
+        raise InputError(f"the model is {stage} already", why="what fxq does here begins with a float model", fix=fix)
 
 
 def _unusable(name: str, tensor: torch.Tensor) -> str | None:
@@ -83,33 +94,48 @@ def private_copy(model: nn.Module, share_layers: bool = False) -> nn.Module:
         ) from error  # fmt: skip
 
 
-def check_runs(gm: fx.GraphModule, inputs: ModelInputs, kind: type[InputError | CalibrationError], source: str) -> None:
-    """Run a traced model once, recording shapes, and raise an error of ``kind`` where it fails on ``source``."""
+def check_runs(gm: fx.GraphModule, inputs: ModelInputs, kind: type[InputError | CalibrationError], source: str) -> Any:
+    """Run a traced model once, recording shapes, and return what it gives.
+
+    Raises:
+        InputError, CalibrationError: it fails on ``source``; the one that is ``kind``.
+    """
     try:
-        run_on_copy(gm, inputs)
+        return run_on_copy(gm, inputs)
     except GraphError as error:
         raise kind(f"the model does not run on {source}", where=f"module `{error.where}`", why=error.why,
                    fix="give inputs of the shapes and dtypes that the model takes") from error  # fmt: skip
 
 
-def check_hooks(model: nn.Module, gm: fx.GraphModule, inputs: ModelInputs) -> None:
-    """Raise InputError where hooks of ``model`` itself, which no graph holds, change what it returns.
+def check_traced(model: nn.Module, returned: Any, inputs: ModelInputs) -> None:
+    """Raise where the graph of ``model`` returns something else than ``model`` itself.
 
     Args:
         model: a copy, whose hooks may change it.
+        returned: what ``run_on_copy`` of the graph gave on ``inputs``.
+
+    Raises:
+        InputError: hooks of ``model`` itself, which no graph holds, change what it returns.
+        TraceError: Python code in ``forward`` did something else on traced values, or does with each call.
     """
-    if not has_hooks(model):
-        return
     given = clone_inputs(inputs)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), state_kept(model):
         torch.manual_seed(0)
         wanted = model(*given.args, **given.kwargs)
     try:
-        same = distance(wanted, run_on_copy(gm, inputs))
-        changed = same.max_abs > max(1e-3 * same.scale, 4 * same.eps * same.scale)
-    except ValueError:  # another structure
-        changed = True
-    if changed:
-        raise InputError("hooks of the model change what it takes or returns", where=f"root {type(model).__name__}",
+        step = distance(wanted, returned)
+        differs = step.max_abs > max(1e-3 * step.scale, 4 * step.eps * step.scale)
+        why = f"largest difference {step.max_abs:.3g}, largest value {step.scale:.3g}"
+    except ValueError as error:  # another structure
+        differs, why = True, str(error)
+    if not differs:
+        return
+    root = f"root {type(model).__name__}"
+    if has_hooks(model):
+        raise InputError("hooks of the model change what it takes or returns", where=root,
                          why="a graph holds what forward does; hooks run around it",
                          fix="remove the hooks, and let forward do what they do")  # fmt: skip
+    raise TraceError("the graph of the model returns something else than the model", where=root,
+                     why=f"code in forward takes another way on traced values, or on each call: {why}",
+                     fix="put that code into a function marked with torch.fx.wrap, which is one call of the graph",
+                     )  # fmt: skip

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxq.admission import check_float, check_hooks, check_model, check_runs, private_copy
+from fxq.admission import check_float, check_model, check_runs, check_traced, dtype_note, private_copy
 from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError
+from fxq.ir.identify import has_hooks
 from fxq.ir.provenance import ensure_ids
 from fxq.manager import Pass, PassContext, PassManager, PassRecord, Report
 from fxq.manager.layers import layer_records
@@ -53,7 +54,8 @@ def compile(
         target: ``"native"`` (fxq's engine), ``"onednn"``, ``"reference"``, or ``"auto"``, the best that this machine
             runs.
         passes: passes to run instead of the recipe's, as a list or a manager.
-        verify: check every pass's result (stage, shapes, output on the example inputs).
+        verify: check that the graph returns what the model does, and every pass's result (stage, shapes, output on the
+            example inputs).
         diagrams: a directory that gets a diagram before and after each pass; written as the passes end.
         progress: show progress bars; None shows them on a terminal only.
 
@@ -65,7 +67,7 @@ def compile(
             unknown recipe, a directory that cannot be written, ...
         TargetError: the target is unknown, or this machine cannot run it.
         CalibrationError: the calibration data is missing, empty, not finite, or does not fit the model.
-        TraceError: the model cannot be captured.
+        TraceError: the model cannot be captured, or its graph returns something else than it.
         PassError: a pass failed; ``error.report`` holds the report up to and including it.
     """
     trained = trained_recipe(model, recipe)
@@ -73,7 +75,7 @@ def compile(
     target = resolve_target(target)
     check_model(model)
     if trained is None and passes is None:
-        check_float(model)
+        check_float(model, "give the float model, or passes= that take this graph further")
     if chosen.quantises and calibration is None and passes is None and trained is None:
         raise CalibrationError(f"the recipe {chosen.name!r} needs calibration data", why="nobody's data is invented",
                                fix="pass calibration=loader, or recipe='float'")  # fmt: skip
@@ -97,9 +99,13 @@ def compile(
     if chosen.name in ("float", "auto") and calibration is None and passes is None:
         what = "nothing was quantised" if chosen.name == "float" else "no activation was quantised statically"
         report.note(f"{what}: calibration data would unlock recipe='int8'")
-    inputs = _runnable(gm, inputs, given=example_inputs is not None)
+    other = None if chosen.name == "float" else dtype_note(copied)
+    if other is not None:
+        report.note(other)
     if inputs is not None:
-        check_hooks(copied, gm, inputs)
+        inputs, returned = _runnable(gm, inputs, given=example_inputs is not None)
+        if verify or has_hooks(copied):
+            check_traced(copied, returned, inputs)
     context = PassContext(inputs, data, progress)
     try:
         gm = manager(gm, context=context, report=report, on_pass=writer).graph_module
@@ -113,15 +119,13 @@ def compile(
     return gm
 
 
-def _runnable(gm: fx.GraphModule, inputs: ModelInputs | None, *, given: bool) -> ModelInputs | None:
-    """Return the inputs to verify passes on, having seen the traced model run on those that were given."""
-    if inputs is None:
-        return None
+def _runnable(gm: fx.GraphModule, inputs: ModelInputs, *, given: bool) -> tuple[ModelInputs, Any]:
+    """Return the inputs to verify passes on, and what the traced model, seen to run on those given, gives on them."""
     if given:
-        check_runs(gm, inputs, InputError, "the example inputs")
-        return inputs
+        return inputs, check_runs(gm, inputs, InputError, "the example inputs")
     check_runs(gm, inputs, CalibrationError, "the first calibration batch")
-    return few_samples(gm, inputs)
+    few = few_samples(gm, inputs)
+    return few, run_on_copy(gm, few)
 
 
 def _manager(

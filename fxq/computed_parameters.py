@@ -45,7 +45,8 @@ def _parametrised(module: nn.Module) -> Iterator[tuple[str, str]]:
     module.__class__ = type(module).__bases__[0]
     for name, value in values.items():
         if parameters[name]:
-            module.register_parameter(name, nn.Parameter(value))
+            trains = any(p.requires_grad for p in chains[name].parameters())
+            module.register_parameter(name, nn.Parameter(value, requires_grad=trains))
         else:
             module.register_buffer(name, value)
         yield name, " and ".join(type(step).__name__ for step in chains[name])

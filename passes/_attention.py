@@ -24,22 +24,52 @@ def write_attention(
     Args:
         zeros: whether a query without any key gets zeros, or else not a number.
     """
+    q, k, v = _heads(to, attention, query, key, value)
+    if mask is None:
+        return _joined(to, attention, to.operation("attention", q, k, v))
+    if zeros:
+        # where scaled_dot_product_attention takes a boolean mask, True lets a key through
+        through = to.function(torch.logical_not, mask.node) if mask.boolean else mask.node
+        return _joined(to, attention, to.operation("attention", q, k, v, through))
+    weights = _weights(to, mask, q, k, attention.head_dim)
+    return _joined(to, attention, to.operation("matmul", weights, v))
+
+
+def write_attention_and_weights(
+    to: Writer, attention: nn.MultiheadAttention, query: fx.Node, key: fx.Node, value: fx.Node, mask: Mask | None,
+    *, average: bool,
+) -> tuple[fx.Node, fx.Node]:  # fmt: skip
+    """Write out ``attention`` and return both of its results, the weights as the mean over the heads or of each."""
+    q, k, v = _heads(to, attention, query, key, value)
+    weights = _weights(to, mask, q, k, attention.head_dim)
+    out = _joined(to, attention, to.operation("matmul", weights, v))
+    return out, to.operation("mean", weights, dim=1) if average else weights
+
+
+def _heads(
+    to: Writer, attention: nn.MultiheadAttention, query: fx.Node, key: fx.Node, value: fx.Node
+) -> tuple[fx.Node, fx.Node, fx.Node]:
+    """Project queries, keys and values, and cut them into heads, ``[batch, heads, length, width]``."""
     heads, width = attention.num_heads, attention.head_dim
     to_heads = (0, 2, 1, 3) if attention.batch_first else (1, 2, 0, 3)
-    to_batch = (0, 2, 1, 3) if attention.batch_first else (2, 0, 1, 3)
     if query is key and key is value and attention.in_proj_weight is not None:
         packed = linear(attention.in_proj_weight, attention.in_proj_bias, attention.training)
         split = to.operation("unflatten", to.module("in_proj", packed, query), dim=-1, sizes=(3, heads, width))
         rows = to.operation("permute", split, dims=(2, *(d + (d > 1) for d in to_heads)))
         q, k, v = (to.function(SPECS["getitem"].function, rows, i) for i in range(3))
-    else:
-        layers = zip(projections(attention).items(), (query, key, value), strict=True)
-        apart = (
-            to.operation("unflatten", to.module(name, layer, x), dim=-1, sizes=(heads, width))
-            for (name, layer), x in layers
-        )
-        q, k, v = (to.operation("permute", x, dims=to_heads) for x in apart)
-    mixed = _mix(to, mask, zeros, q, k, v, width)
+        return q, k, v
+    layers = zip(projections(attention).items(), (query, key, value), strict=True)
+    apart = (
+        to.operation("unflatten", to.module(name, layer, x), dim=-1, sizes=(heads, width))
+        for (name, layer), x in layers
+    )
+    q, k, v = (to.operation("permute", x, dims=to_heads) for x in apart)
+    return q, k, v
+
+
+def _joined(to: Writer, attention: nn.MultiheadAttention, mixed: fx.Node) -> fx.Node:
+    """Join the heads of the mixed values, and project them."""
+    to_batch = (0, 2, 1, 3) if attention.batch_first else (2, 0, 1, 3)
     flat = to.operation("flatten", to.operation("permute", mixed, dims=to_batch), start_dim=2)
     out = attention.out_proj
     return to.module("out_proj", linear(out.weight, out.bias, attention.training), flat)
@@ -69,22 +99,15 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
 
 
-def _mix(to: Writer, mask: Mask | None, zeros: bool, q: fx.Node, k: fx.Node, v: fx.Node, width: int) -> fx.Node:
-    """Mix the values ``v`` of the keys that ``mask`` lets through, all ``[batch, heads, length, width]``."""
-    if mask is None:
-        return to.operation("attention", q, k, v)
-    if zeros:
-        # where scaled_dot_product_attention takes a boolean mask, True lets a key through
-        return to.operation(
-            "attention", q, k, v, to.function(torch.logical_not, mask.node) if mask.boolean else mask.node
-        )
+def _weights(to: Writer, mask: Mask | None, q: fx.Node, k: fx.Node, width: int) -> fx.Node:
+    """Write out how much each query takes of each key, ``[batch, heads, queries, keys]``."""
     scaled = to.function(torch.mul, q, width**-0.5)
     scores = to.operation("matmul", scaled, to.operation("transpose", k, dim0=-2, dim1=-1))
-    if mask.boolean:
+    if mask is not None and mask.boolean:
         scores = to.function(torch.masked_fill, scores, mask.node, -math.inf)
-    else:
+    elif mask is not None:
         scores = to.operation("add", scores, mask.node)
-    return to.operation("matmul", to.operation("softmax", scores, dim=-1), v)
+    return to.operation("softmax", scores, dim=-1)
 
 
 def attention_reason(attention: nn.MultiheadAttention) -> str | None:

@@ -6,15 +6,25 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fxq.errors import CalibrationError
+from fxq.ir.metrics import tensors_in
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._batch_run import MEMORY
-from fxq.passes._observed import correctable_layers, observed_layers, quantised, quantised_layers, seen_batches
+from fxq.passes._observed import (
+    correctable_layers,
+    need_calibration,
+    observed_layers,
+    quantised,
+    quantised_layers,
+    seen_batches,
+)
 from fxq.passes._side_by_side import SideBySide, Visit, fitted
 from fxq.passes._visiting import Correction, correct_visited
+from fxq.passes.correct_bias import CorrectBias
 from fxq.quant.recipe import Recipe
+from fxq.tracing import ModelInputs
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,12 @@ class CorrectBiasAccurately(Pass):
     its activation, comes no nearer to the float network's keeps its bias, and is refused with both figures. So is a
     layer whose result is divided by its own norm.
 
+    Of fewer than ``fewest`` samples, chance is too large a part, which the outputs on these samples do not show: each
+    layer fits the noise of those in front of it. Then `CorrectBias` runs in its place, whose figures depend on the data
+    by the mean inputs alone; not where these cannot be seen, those of a callable. (ResNet-18 with random weights, on
+    other images, after 2, 4, 8 and 64 of them: 29.1, 34.5, 35.5 and 36.4 dB; `CorrectBias` 35.0, 35.8, 36.2 and 36.1
+    dB; uncorrected 33 dB.)
+
     (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section 4.2 and
     appendix D, with calibration data in the place of batch norm statistics. Mean and spread are corrected for
     weights by Banner et al., Post training 4-bit quantization of convolutional networks, NeurIPS 2019.)
@@ -49,6 +65,7 @@ class CorrectBiasAccurately(Pass):
 
     recipe: Recipe = field(default_factory=Recipe)
     memory: int = MEMORY
+    fewest: int = 16
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         try:
@@ -57,6 +74,11 @@ class CorrectBiasAccurately(Pass):
             if context.calibration is None:
                 raise
             context.note("not corrected: the calibration callable does not run the model a second time")
+            return
+        samples = sum(map(_samples, batches))
+        if samples < self.fewest and any(True for _ in need_calibration(context, self.name).again()):
+            context.note(f"{samples} samples are few: biases corrected for errors of weights alone")
+            CorrectBias(self.recipe).rewrite(rw, context)
             return
         choices = self.recipe.choices(rw.gm)
         layers = observed_layers(rw, choices)
@@ -71,3 +93,8 @@ class CorrectBiasAccurately(Pass):
             return Correction(layer, form)
 
         correct_visited(rw, "correct", runs, chosen, correct, context, "correcting biases")
+
+
+def _samples(batch: ModelInputs) -> int:
+    """How many samples a batch holds: the most of any of its tensors along their first dimension."""
+    return max((len(t) for t in tensors_in((batch.args, batch.kwargs)) if t.dim()), default=1)

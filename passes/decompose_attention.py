@@ -14,7 +14,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import keep_record
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._attention import attention_reason, batch_reason, write_attention
+from fxq.passes._attention import attention_reason, batch_reason, write_attention, write_attention_and_weights
 from fxq.passes._attention_masks import mask_reason, write_mask
 from fxq.passes._transformer import TRANSFORMERS, transformer_reason, write_transformer
 from fxq.passes._writer import Writer
@@ -48,12 +48,20 @@ class DecomposeAttention(Pass):
     ``is_causal`` is a hint that the mask beside it is causal; the mask is applied as it is. An encoder that may use
     nested tensors fills padding at the ends of sequences with zeros, and so does what replaces it.
 
-    Refused: weights that are used, ``add_bias_kv``, ``add_zero_attn``, dropout in training mode, inputs without a
-    batch, masks of other dtypes than the query's, hooks.
+    Where the attention weights are used, too, the softmax is written out as well, and they are what it gives.
+
+    Refused: ``add_bias_kv``, ``add_zero_attn``, dropout in training mode, inputs without a batch, masks of other dtypes
+    than the query's, hooks.
+
+    Args:
+        weights: False refuses attention whose weights are used. Their mean over the heads changes with each head that
+            is pruned.
     """
 
     name: ClassVar[str] = "decompose_attention"
     numerics: ClassVar[Numerics] = Numerics.CLOSE
+
+    weights: bool = True
 
     def applies(self, gm: fx.GraphModule) -> bool:
         return any(_rule(get_module(gm, node)) is not None for node in gm.graph.nodes)
@@ -64,7 +72,7 @@ class DecomposeAttention(Pass):
             if rule is None:
                 continue
             arguments = _bind(call)
-            reason = _hindrance(call, arguments)
+            reason = _hindrance(call, arguments, self.weights)
             if reason is not None:
                 rw.refuse(rule, call.node, reason)
                 continue
@@ -97,19 +105,35 @@ def _replace(call: OpCall, arguments: Arguments, rw: Rewriter) -> None:
         return
     mask = write_mask(to, arguments["attn_mask"], arguments["key_padding_mask"], module.num_heads)
     query, key, value = (arguments[name] for name in ("query", "key", "value"))
-    out = write_attention(to, module, query, key, value, mask, zeros=arguments["need_weights"] is False)
+    results: list[fx.Node] = []
+    if _uses_weights(node):
+        average = arguments["average_attn_weights"]
+        results += write_attention_and_weights(to, module, query, key, value, mask, average=average)
+    else:
+        zeros = arguments["need_weights"] is False
+        results.append(write_attention(to, module, query, key, value, mask, zeros=zeros))
+    _hand_out(node, results, rw)
+
+
+def _hand_out(node: fx.Node, results: list[fx.Node], rw: Rewriter) -> None:
+    """Let those who take ``node`` apart, and the output, read its results instead, and erase it."""
     for user in list(node.users):
-        if user.args[1] == 0:
-            keep_record(user, out)
-            rw.replace_uses(user, out)
+        if user.op == "output":
+            continue
+        which: Any = user.args[1]
+        if which < len(results):
+            keep_record(user, results[which])
+            rw.replace_uses(user, results[which])
         rw.erase(user)
+    if node.users:
+        rw.replace_uses(node, Writer(rw, node, str(node.target)).function(tuple, results))
     rw.erase(node)
 
 
 # -- why not -------------------------------------------------------------------------------------------------------
 
 
-def _hindrance(call: OpCall, arguments: Arguments) -> str | None:
+def _hindrance(call: OpCall, arguments: Arguments, weights: bool) -> str | None:
     """Say why a call cannot be written out, or None."""
     module = call.module
     assert module is not None
@@ -117,7 +141,7 @@ def _hindrance(call: OpCall, arguments: Arguments) -> str | None:
         return "it has hooks"
     if not isinstance(module, nn.MultiheadAttention):
         return transformer_reason(module, arguments)
-    return attention_reason(module) or _arguments_reason(arguments) or _result_reason(call.node)
+    return attention_reason(module) or _arguments_reason(arguments) or _result_reason(call.node, arguments, weights)
 
 
 def _arguments_reason(arguments: Arguments) -> str | None:
@@ -126,12 +150,19 @@ def _arguments_reason(arguments: Arguments) -> str | None:
     return reason or mask_reason(arguments["attn_mask"], arguments["key_padding_mask"], arguments["query"])
 
 
-def _result_reason(node: fx.Node) -> str | None:
+def _result_reason(node: fx.Node, arguments: Arguments, weights: bool) -> str | None:
     for user in node.users:
-        if user.op == "output":
-            return "its attention weights are returned"
-        if user.target is not operator.getitem or user.args[1] not in (0, 1):
+        if user.op != "output" and (user.target is not operator.getitem or user.args[1] not in (0, 1)):
             return f"its results are used together, by `{user.name}`"
-        if user.args[1] == 1 and user.users:
-            return f"its attention weights are used, by `{next(iter(user.users)).name}`"
-    return None
+    if not _uses_weights(node):
+        return None
+    if not weights:
+        return "its attention weights are used"
+    if not any(user.op == "output" or (user.args[1] == 0 and user.users) for user in node.users):
+        return "its attention weights alone are used"
+    known = arguments["need_weights"] is True and isinstance(arguments["average_attn_weights"], bool)
+    return None if known else "whether it gives attention weights is only known when it runs, or it gives None"
+
+
+def _uses_weights(node: fx.Node) -> bool:
+    return any(user.op == "output" or (user.args[1] == 1 and bool(user.users)) for user in node.users)

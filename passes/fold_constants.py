@@ -11,9 +11,9 @@ from torch import Tensor, fx
 from fxq.ir.call_effects import effect
 from fxq.ir.identify import OpCall, read_attribute
 from fxq.ir.rewriter import Rewriter
+from fxq.ir.state import written_attributes
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._written import written_attributes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FoldConstants(Pass):
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
         values: dict[fx.Node, Any] = {}
-        changing = written_attributes(rw)
+        changing = written_attributes(rw.nodes(), rw.identify)
         for node in rw.nodes():
             if node.op == "get_attr" and str(node.target) not in changing:
                 values[node] = read_attribute(rw.gm, node)

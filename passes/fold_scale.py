@@ -12,11 +12,11 @@ from fxq.ir.identify import OpCall, read_attribute
 from fxq.ir.ops import CONV_TRANSPOSES, CONVS, WEIGHTED, is_finite_number
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
+from fxq.ir.state import written_attributes
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.passes._affine import ChannelAffine, fold_behind
 from fxq.passes._layers import called_again, describe_producer, shares_weight
-from fxq.passes._written import written_attributes
 
 #: ``f(s x) = s f(x)`` for every s that is not negative.
 _HOMOGENEOUS = frozenset({"relu", "leaky_relu"})
@@ -48,7 +48,7 @@ class FoldScale(Pass):
     numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        written = written_attributes(rw)
+        written = written_attributes(rw.nodes(), rw.identify)
         for call in rw.calls():
             found = _scaled(call, rw, written)
             if found is None:

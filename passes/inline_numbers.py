@@ -12,9 +12,9 @@ from fxq.ir.identify import read_attribute
 from fxq.ir.ops import is_finite_number
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
+from fxq.ir.state import written_attributes
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._written import written_attributes
 
 _KINDS = frozenset({"add", "sub", "mul", "div"})
 
@@ -35,7 +35,7 @@ class InlineNumbers(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        written = written_attributes(rw)
+        written = written_attributes(rw.nodes(), rw.identify)
         for call in rw.calls():
             if call.kind not in _KINDS or call.inplace or len(call.nodes) != 2:
                 continue

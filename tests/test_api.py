@@ -345,3 +345,10 @@ def test_weight_only_recipes_need_no_data(recipe: str, least: float) -> None:
     gm = fxq.compile(model, x, recipe=recipe)
     assert distance(model(x), gm(x)).sqnr_db > least
     assert [type(m).__name__ for m in gm.children()].count(f"Weight{recipe[-1]}Linear") == 2
+
+
+@pytest.mark.parametrize("recipe", ["int8", "dynamic", "weight8"])
+def test_weights_that_are_not_float32_are_noted(recipe: str) -> None:
+    model, x = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)).eval().bfloat16(), torch.randn(2, 32)
+    gm = fxq.compile(model, x.bfloat16(), calibration=[x.bfloat16()] if recipe == "int8" else None, recipe=recipe)
+    assert [note for note in fxq.report(gm).notes if note.startswith("2 of 2 weights are bfloat16")]

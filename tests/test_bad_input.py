@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,40 @@ def test_a_mask_of_minus_infinity_is_no_error() -> None:
 def test_a_module_that_fxq_did_not_make_has_no_report() -> None:
     with pytest.raises(InputError, match=r"this Linear carries no report\n.*did not compile it"):
         fxq.report(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("use", [
+    lambda gm: fxq.prepare_qat(gm, X),
+    lambda gm: fxq.prune(gm, X, ratio=0.5),
+    lambda gm: fxq.sensitivity(gm, X, calibration=[X]),
+    lambda gm: fxq.autotune(gm, X, calibration=[X], evaluate=lambda _: 1.0),
+])  # fmt: skip
+def test_what_begins_with_a_float_model(use: Callable[[nn.Module], object]) -> None:
+    with pytest.raises(InputError, match=r"the model is INT8 already(.|\n)*give the float model"):
+        use(fxq.compile(model(), X, calibration=[X]))
+    trained = fxq.prepare_qat(model(), X, calibration=[X]).eval()
+    with pytest.raises(InputError, match=r"the model is (OBSERVED|prepared) already(.|\n)*give the float model"):
+        use(trained)
+
+
+def test_a_graph_that_is_not_the_model() -> None:
+    class ByType(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if type(x) is Tensor else x * 3
+
+    class ByChance(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + random.random()
+
+    class Drawn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    x = torch.randn(2, 4)
+    for model in (ByType(), ByChance()):
+        with pytest.raises(TraceError, match=r"returns something else than the model\n.*root By(.|\n)*difference"):
+            fxq.compile(model.eval(), x)
+    fxq.compile(Drawn().eval(), x)
 
 
 def _doubled(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:

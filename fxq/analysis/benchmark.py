@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils import _pytree
 
 from fxq.analysis.timing import Row, format_time, interleave, noise_warning, summarise
 from fxq.errors import InputError
+from fxq.ir.state import state_kept
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
 
 
@@ -80,7 +81,7 @@ def benchmark(
         models: what to time, by name; the first is the one that the speed-ups are relative to. Modules must be in
             evaluation mode. Any other callable is called with the same arguments.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, as `fxq.trace` takes them. Each
-            model runs on a copy of its own.
+            model runs on a copy of its own. What a model keeps in buffers from call to call is put back at the end.
         budget_s: about how long to measure, all models together, in seconds. At least five rounds run in any case.
         warmup: untimed calls of each model before the first round.
         threads: torch's intra-op threads while measuring; by default as they are. Restored afterwards.
@@ -92,7 +93,7 @@ def benchmark(
     _check(models, budget_s, warmup, threads)
     inputs = {name: _inputs(model, example_inputs) for name, model in models.items()}
     calls = {name: _bind(model, inputs[name]) for name, model in models.items()}
-    with _threads(threads), _bar(progress, budget_s) as show, torch.inference_mode():
+    with _states_kept(models.values()), _threads(threads), _bar(progress, budget_s) as show, torch.inference_mode():
         samples = interleave(calls, budget_s=budget_s, warmup=warmup, progress=show)
         used = torch.get_num_threads()
     return BenchmarkResult(summarise(samples), used, _shapes(next(iter(inputs.values()))), torch.__version__)
@@ -118,6 +119,15 @@ def _bind(model: Callable[..., Any], inputs: ModelInputs) -> Callable[[], object
 def _shapes(inputs: ModelInputs) -> tuple[tuple[int, ...], ...]:
     leaves = _pytree.tree_leaves((inputs.args, inputs.kwargs))
     return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+
+
+@contextmanager
+def _states_kept(models: Iterable[Callable[..., Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for model in models:
+            if isinstance(model, nn.Module):
+                stack.enter_context(state_kept(model))
+        yield
 
 
 @contextmanager

@@ -78,9 +78,9 @@ def _lend_threads(library: ctypes.CDLL) -> None:
 
 
 def unavailable_reason() -> str | None:
-    """Return why the engine cannot be used, None where it can: not built, or FXQ_ISA asks for what it does not run."""
+    """Return why the engine cannot be used, None where it can."""
     try:
-        choose()
+        load()
     except TargetError as error:
         return str(error)
     return None

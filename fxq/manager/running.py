@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxq.errors import GraphError
 from fxq.ir.shapes import is_recorded
+from fxq.ir.state import state_kept
 from fxq.ir.unknown_writes import run_noting_writes
 from fxq.tracing import ModelInputs, clone_inputs
 
@@ -18,10 +19,10 @@ from fxq.tracing import ModelInputs, clone_inputs
 def run_on_copy(gm: fx.GraphModule, inputs: ModelInputs, watch: Callable[[fx.Node, Any], None] | None = None) -> Any:
     """Run ``gm`` on a copy of the inputs, recording shapes and what unknown code overwrites; random operations repeat.
 
-    ``watch`` is shown each node and its value.
+    ``watch`` is shown each node and its value. What ``gm`` keeps from call to call is left as it was.
     """
     inputs = clone_inputs(inputs)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), state_kept(gm):
         torch.manual_seed(0)
         return run_noting_writes(gm, inputs.args, dict(inputs.kwargs), watch)
 

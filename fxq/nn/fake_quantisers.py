@@ -123,14 +123,21 @@ class FakeQuantise(Observer):
     def _update(self, lo: Tensor, hi: Tensor) -> None:
         self._move(lo[0], hi[0], 0)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The switches, and which sites were observed."""
-        return {"active": self.active, "quantising": self.quantising, "seen": list(self._seen)}
+    def switches(self) -> list[bool]:
+        """The switches of the observer and of the fake quantisation, and which sites were observed."""
+        return [self.active, self.quantising, *self._seen]
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_switches(self, switches: list[bool]) -> None:
+        """Take over what ``switches`` returned."""
+        self.active, self.quantising, *self._seen = switches
+
+    def get_extra_state(self) -> Tensor:
+        """The switches, as a tensor: what a state dict holds."""
+        return torch.tensor(self.switches(), device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
         """Take over what ``get_extra_state`` returned."""
-        self.active, self.quantising = bool(state["active"]), bool(state["quantising"])
-        self._seen = [bool(v) for v in state["seen"]]
+        self.set_switches(state.tolist())
 
     def extra_repr(self) -> str:
         if not self.seen:

@@ -188,13 +188,13 @@ class TrainableLayer(nn.Module):
         groups = self._swapped_groups
         return self.geometry.convolve(x, rows if groups is None else swap_channels(rows, groups), bias)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The switch."""
-        return {"frozen": self.frozen}
+    def get_extra_state(self) -> Tensor:
+        """The switch, as a tensor: what a state dict holds."""
+        return torch.tensor(self.frozen, device="cpu")
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Take over what ``get_extra_state`` returned."""
-        self.frozen = bool(state["frozen"])
+        self.frozen = bool(state)
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.weight.shape)) if self.geometry is None else self.geometry.describe()
@@ -223,13 +223,13 @@ class TrainableNorm(nn.Module):
             return _scaled(norm, x)
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The switch."""
-        return {"frozen": self.frozen}
+    def get_extra_state(self) -> Tensor:
+        """The switch, as a tensor: what a state dict holds."""
+        return torch.tensor(self.frozen, device="cpu")
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Take over what ``get_extra_state`` returned."""
-        self.frozen = bool(state["frozen"])
+        self.frozen = bool(state)
 
 
 def normalise(norm: _BatchNorm, x: Tensor) -> Tensor:

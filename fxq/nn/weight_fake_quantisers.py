@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -45,13 +43,13 @@ class WeightFakeQuantise(nn.Module):
         """Return ``x``: what a layer does while the quantiser is switched off."""
         return x
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The switch."""
-        return {"quantising": self.quantising}
+    def get_extra_state(self) -> Tensor:
+        """The switch, as a tensor: what a state dict holds."""
+        return torch.tensor(self.quantising, device="cpu")
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Take over what ``get_extra_state`` returned."""
-        self.quantising = bool(state["quantising"])
+        self.quantising = bool(state)
 
     def extra_repr(self) -> str:
         return f"{self.options.weight}, {self.options.weight_range}"

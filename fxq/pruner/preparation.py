@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxq.admission import check_model, check_runs, private_copy
+from fxq.admission import check_float, check_model, check_runs, private_copy
 from fxq.errors import InputError
 from fxq.ir.meta import record_on_meta
 from fxq.manager import PassContext, PassManager, Report
@@ -27,6 +27,7 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> ModelInputs:
             not fit the signature.
     """
     check_model(model)
+    check_float(model)
     inputs = normalise_inputs(model, example_inputs)
     if inputs is None:
         raise InputError("pruning needs example inputs", why="the structure is found in the shapes of all values",
@@ -52,7 +53,8 @@ def prepare(
     if not record_on_meta(gm, inputs.args, inputs.kwargs):
         check_runs(gm, inputs, InputError, "the example inputs")
     passes = [
-        Functionalise(), Canonicalise(), RecogniseLinear(), RecogniseRMSNorm(), DecomposeAttention(), DecomposeWindows()
+        Functionalise(), Canonicalise(), RecogniseLinear(), RecogniseRMSNorm(), DecomposeAttention(weights=False),
+        DecomposeWindows(),
     ]  # fmt: skip
     manager = PassManager(passes, verify=verify)
     return manager(gm, context=PassContext(inputs if verify else None), report=report).graph_module

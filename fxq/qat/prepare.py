@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from torch import fx, nn
 
-from fxq.admission import check_model, check_runs, private_copy
+from fxq.admission import check_float, check_model, check_runs, check_traced, dtype_note, private_copy
+from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError, nearest
 from fxq.ir.provenance import ensure_ids, node_info
 from fxq.manager import Pass, PassContext, PassManager, Report
@@ -55,10 +56,12 @@ def prepare_qat(
     norms, by one call or by a ``Schedule``.
 
     The loop may use autocast, ``torch.utils.checkpoint`` (what it computes a second time is not observed a second
-    time; the second run uses the ranges as they are by then) and DistributedDataParallel (ranges are buffers, which it
+    time; the second run uses the ranges as they are by then; what ``forward`` itself checkpoints is traced through, so
+    checkpoint the prepared model or its parts) and DistributedDataParallel (ranges are buffers, which it
     takes from the first process). State dicts hold weights, ranges and switches, and load into a model that was
     prepared alike. Dropout is active in training mode; the report names one that is not. Code that asks for
-    ``self.training`` is captured as in eval mode.
+    ``self.training`` is captured as in eval mode. A weight that a parametrisation computes (``weight_norm``, ...)
+    trains as the weight that it is now; the report says so.
 
     Args:
         model: a float module in either mode; it and everything that it holds stay as they are.
@@ -89,8 +92,13 @@ def prepare_qat(
     twin = _private(model)
     inputs, data = _bind(twin, example_inputs, calibration)
     report = Report(options={"prepare_qat": chosen.name, "scales": scales})
+    for sentence in (*(f"{s}, and trains as it is" for s in take_computed_parameters(twin)), dtype_note(twin)):
+        if sentence is not None:
+            report.note(sentence)
     gm = trace(twin, inputs)
-    check_runs(gm, inputs, *_SOURCES[example_inputs is None])
+    returned = check_runs(gm, inputs, *_SOURCES[example_inputs is None])
+    if verify:
+        check_traced(twin, returned, inputs)
     context = PassContext(inputs, data, progress, report.note)
 
     def run(passes: Iterable[Pass | PassManager]) -> fx.GraphModule:
@@ -131,6 +139,7 @@ def _private(model: nn.Module) -> nn.Module:
     if is_prepared(model):
         raise InputError("the model is prepared already", where="prepare_qat",
                          fix="give the float model; switches and state dicts change a prepared one")  # fmt: skip
+    check_float(model)
     twin = private_copy(model)
     if isinstance(twin, nn.Module):
         twin.eval()

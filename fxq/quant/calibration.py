@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from fxq.errors import CalibrationError, InputError
+from fxq.errors import CalibrationError, FxqError, InputError
 from fxq.ir.metrics import tensors_in
+from fxq.ir.state import state_kept
 from fxq.progress import track
 from fxq.tracing import ModelInputs, clone_inputs, normalise_inputs
 
@@ -112,7 +113,20 @@ class Calibration:
     def _begin(self) -> Iterator[Any]:
         """Return the iteration that first() has begun, else a new one: a generator gives each batch only once."""
         started, self._started = self._started, None
-        return iter(self._batches) if started is None else started
+        return self._read() if started is None else started
+
+    def _read(self) -> Iterator[Any]:
+        read = 0
+        try:
+            for batch in self._batches:
+                yield batch
+                read += 1
+        except Exception as error:  # whatever the user's loader raises
+            if isinstance(error, FxqError):
+                raise
+            raise CalibrationError(f"reading the calibration data failed: {type(error).__name__}: {error}",
+                                   where=f"calibration batch {read}", fix="iterate over the data to see where",
+                                   ) from error  # fmt: skip
 
     def again(self) -> Iterator[ModelInputs]:
         """Yield up to 16 of the first batches once more, also of data that can be read only once.
@@ -125,10 +139,13 @@ class Calibration:
     def run(self, model: nn.Module, progress: bool | None = None) -> int:
         """Run ``model`` over the data and return the number of batches (of calls, for a callable).
 
+        What the model keeps from call to call (:func:`fxq.ir.state.state_kept`) goes on from batch to batch, and is put
+        back at the end.
+
         Raises:
             CalibrationError: there is no batch; one does not fit the model or is not finite (its number is named).
         """
-        with torch.no_grad():
+        with torch.no_grad(), state_kept(model):
             if self._run is not None:
                 return self._run_callable(model)
             count = 0

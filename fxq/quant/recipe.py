@@ -50,7 +50,8 @@ class Recipe:
         corrections: what mends the errors of rounding, by name, in any order. For biases and weights one of these:
             ``"bias"`` (each layer's mean error, from those of its weights), ``"bias_accurate"`` (the default: mean and
             slope, layer by layer, on quantised inputs), ``"adaround"`` (weights rounded for the output of their layer,
-            and biases corrected); a later one in this list takes the place of those before it. ``"equalise"``
+            and biases corrected); a later one in this list takes the place of those before it, and fewer than 16
+            samples make of ``"bias_accurate"`` ``"bias"``. ``"equalise"``
             (cross-layer equalisation: ranges of channels move between layers with ReLU between them) and ``"smooth"``
             (SmoothQuant: they move from layer norms into linear layers) come before calibration and keep the float
             function; so does ``"split_inputs"``, behind it (a layer that reads the network's input reads two copies,

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import rnn
 
 from fxq import nn as fnn
 from fxq.ir.ops import METHODS as TABLE_METHODS
@@ -76,12 +77,16 @@ _MATH: Final = "ceil cos exp fabs floor gcd isfinite isinf isnan log log10 log2 
 _BUILTINS: Final = "abs bool float getattr int len max min round slice sum tuple list"
 _SPECIAL: Final = "erf erfinv exp2 expit expm1 gammaln log1p logit logsumexp round sinc softmax log_softmax"
 _WINDOWS: Final = "pad_to_multiple window_partition window_reverse window_bias relative_position_bias"
+_SEQUENCES: Final = """
+pack_padded_sequence pad_packed_sequence pack_sequence unpack_sequence pad_sequence unpad_sequence PackedSequence
+"""
 _LINALG: Final = "cross det inv matmul matrix_norm multi_dot norm solve vector_norm vecdot"
 
-#: Read by ``getattr(value, name)``: facts of a tensor, of a dtype (``finfo``), and parts of a named result.
+#: Read by ``getattr(value, name)``: facts of a tensor, of a dtype (``finfo``), parts of a named result and of a packed
+#: sequence.
 _ATTRIBUTES: Final = """
 shape dtype device ndim T mT H mH real imag is_cuda is_sparse is_quantized layout requires_grad itemsize nbytes
-values indices min max eps tiny smallest_normal resolution bits
+values indices min max eps tiny smallest_normal resolution bits data batch_sizes sorted_indices unsorted_indices
 """
 ATTRIBUTES: Final = frozenset(_ATTRIBUTES.split())
 
@@ -118,6 +123,7 @@ _SOURCES: Final[tuple[tuple[str, Any, str], ...]] = (
     ("builtins", builtins, _BUILTINS),
     ("torch.special", torch.special, _SPECIAL),
     ("torch.linalg", torch.linalg, _LINALG),
+    ("torch.nn.utils.rnn", rnn, _SEQUENCES),
     ("torch.Tensor", torch.Tensor, "contiguous"),
     ("collections", collections, "OrderedDict"),
     ("fxq.nn", fnn, "quantize dequantize named_result"),

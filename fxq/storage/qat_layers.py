@@ -42,15 +42,17 @@ def qat_codecs() -> dict[str, Codec]:
 
 def _activations(cls: type[FakeQuantise]) -> Codec:
     def read(module: Any) -> dict[str, Any]:
-        return {"label": module.label, "momentum": module.momentum, **module.get_extra_state()}
+        active, quantising, *seen = module.switches()
+        return {"label": module.label, "momentum": module.momentum, "active": active, "quantising": quantising,
+                "seen": seen}  # fmt: skip
 
     def build(settings: dict[str, Any], where: str) -> nn.Module:
         known = fields(settings, where, "label momentum active quantising seen")
         seen = [boolean(v, where) for v in array(known["seen"], where)]
         reader = RecordReader(where=where)
         module = cls(text(known["label"], where), reader.decode(float, known["momentum"]), len(seen))
-        flags = {name: boolean(known[name], where) for name in ("active", "quantising")}
-        module.set_extra_state({**flags, "seen": seen})
+        switches = [boolean(known[name], where) for name in ("active", "quantising")]
+        module.set_switches([*switches, *seen])
         return module
 
     return Codec(cls, read, build, exact=True, flaw=_bad_range)

@@ -14,8 +14,11 @@ def resolve_target(target: str) -> str:
     """Return the target that a name stands for; ``"auto"`` is the best that this machine can run.
 
     Raises:
-        TargetError: the name is unknown (the nearest are suggested), or this machine cannot run the target.
+        TargetError: the name is unknown (the nearest are suggested), or this machine cannot run the target; the
+            environment variable FXQ_ISA asks for an instruction set that the engine or this machine lacks.
     """
+    if target in ("auto", "native") and _why_not("native") is None:
+        library.choose()  # else the engine would refuse each part of the graph, and slower kernels would take all
     if target == "auto":
         if _why_not("native") is None and library.available()[-1] != "portable":
             return "native"

@@ -14,9 +14,9 @@ from fxq.tracing.failures import eager_error, is_model_error, reason_for, source
 from fxq.tracing.frames import is_user_code, line_of_forward
 from fxq.tracing.inputs import ModelInputs, clone_inputs, normalise_inputs
 from fxq.tracing.leaves import has_hooks, is_compiled
-from fxq.tracing.preserve import ModuleState, changes_since, preserved, restore_state
+from fxq.tracing.preserve import ModuleState, changes_since, preserved, restore_buffers, restore_state
 from fxq.tracing.record import RECORD_KEY, OpaqueLeaf, TraceRecord, keep_record, note_inputs
-from fxq.tracing.side_effects import describe, is_state
+from fxq.tracing.side_effects import describe, is_state, rebound
 from fxq.tracing.signals import BuiltinNeededError, SizeBranchError
 from fxq.tracing.single_layer import calling_layer
 from fxq.tracing.tracer import ModelTracer, TraceSettings
@@ -55,6 +55,7 @@ def trace(model: nn.Module, example_inputs: object = None) -> GraphModule:
     model = calling_layer(model)
     with preserved(model) as states:
         graph, tracer = _attempts(model, inputs, states)
+        restore_buffers(states)  # forward may have bound traced values to their names
         gm = build_module(model, graph)
     record = TraceRecord(
         leaves=tuple(tracer.leaves.values()),
@@ -147,12 +148,12 @@ def _drop_side_effects(
     model: nn.Module, settings: TraceSettings, tracer: ModelTracer, states: list[ModuleState]
 ) -> bool:
     """Note attributes that the graph will not assign; return True if a module became opaque because of one."""
-    for change in changes_since(states):
+    for change in rebound(changes_since(states)):
         if change.path == "" and change.attribute.startswith("_tensor_constant"):
             continue
         if any(change.path == leaf or change.path.startswith(f"{leaf}.") for leaf in tracer.leaves):
             continue  # it ran on the example, to look something up; the graph calls it whole
-        if change.attribute == "_buffers" or not is_state(model, change):
+        if not is_state(model, change):
             tracer.notes.append(f"the graph does not assign {describe(change)}, which forward sets")
             continue
         module = model.get_submodule(change.path)
@@ -163,7 +164,8 @@ def _drop_side_effects(
                 f"{type(model).__name__} cannot be traced: {reason}",
                 where=f"{source.path}:{source.line}, the model itself",
                 why="a graph does not assign attributes",
-                fix="move that part into a submodule, which then stays one opaque call",
+                fix="move that part into a submodule, which then stays one opaque call, or let it write into a buffer: "
+                f"self.{change.attribute}.copy_(...)",
             )
         settings.opaque[change.path] = OpaqueLeaf(change.path, type(module).__name__, reason, source.short)
         return True

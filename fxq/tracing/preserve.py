@@ -51,6 +51,12 @@ def restore_state(states: list[ModuleState]) -> None:
             _refill(state.attributes[name], content)
 
 
+def restore_buffers(states: list[ModuleState]) -> None:
+    """Put the buffers alone back: under each name the tensor that was there. New ones stay, as the graph reads them."""
+    for state in states:
+        state.attributes["_buffers"].update(state.contents["_buffers"])
+
+
 def changes_since(states: list[ModuleState]) -> list[Change]:
     """Return what differs now from the captured state, module by module."""
     changes = []

@@ -7,14 +7,40 @@ computes once and keeps, may stay out; anything that a later call would read bac
 from __future__ import annotations
 
 import dis
+from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
+from torch.fx import Node, Proxy
 
+from fxq.ir.names import is_in_place
 from fxq.tracing.frames import is_user_code
 from fxq.tracing.preserve import Change
 from fxq.tracing.proxies import first_proxy
+
+
+def rebound(changes: Iterable[Change]) -> Iterator[Change]:
+    """Yield the changes, in the place of one of the buffers of a module those of each buffer.
+
+    A buffer that was overwritten (``self.n += 1``) is none of them: the graph overwrites it, too.
+    """
+    for change in changes:
+        if change.attribute != "_buffers":
+            yield change
+            continue
+        for name in {**change.before, **change.after}:
+            before, after = change.before.get(name), change.after.get(name)
+            if after is not before and not _is_overwritten(after, f"{change.path}.{name}" if change.path else name):
+                yield Change(change.path, name, before, after)
+
+
+def _is_overwritten(value: Any, path: str) -> bool:
+    """Whether a traced value is the tensor at ``path``, or what in-place operations on it returned."""
+    node = value.node if isinstance(value, Proxy) else None
+    while node is not None and is_in_place(node.op, node.target):
+        node = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+    return node is not None and node.op == "get_attr" and node.target == path
 
 
 def is_state(model: nn.Module, change: Change) -> bool:

@@ -35,6 +35,7 @@ from fxq.tracing.operations import autocast_state, user_globals
 from fxq.tracing.probe import UNKNOWN, Probe
 from fxq.tracing.proxies import StateProxy, ValueProxy
 from fxq.tracing.record import OpaqueLeaf
+from fxq.tracing.sequences import SEQUENCE_FUNCTIONS, sequences_made_unchecked
 from fxq.tracing.signals import BuiltinNeededError, SizeBranchError, UntraceableError
 from fxq.tracing.tensor_methods import tensor_methods_recorded
 
@@ -71,8 +72,8 @@ class ModelTracer(torch.fx.Tracer):
     """
 
     def __init__(self, settings: TraceSettings | None = None) -> None:
-        super().__init__(autowrap_functions=CONSTRUCTORS, param_shapes_constant=True)
-        self._autowrap_search.append(torch)
+        super().__init__(autowrap_functions=(*CONSTRUCTORS, *SEQUENCE_FUNCTIONS), param_shapes_constant=True)
+        self._autowrap_search += [torch, torch.nn.utils.rnn]
         self.settings = settings or TraceSettings()
         self.arguments = Arguments()
         self.failure_stack: tuple[str, ...] = ()
@@ -96,6 +97,7 @@ class ModelTracer(torch.fx.Tracer):
             stack.enter_context(autograd_functions_refused())
             stack.enter_context(torch_functions_replaced(self._record_random))
             stack.enter_context(tensor_methods_recorded())
+            stack.enter_context(sequences_made_unchecked())
             for namespace, name in self.settings.builtins:
                 self._builtins.apply(namespace, name)
             graph = super().trace(root)

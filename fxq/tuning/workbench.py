@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxq.admission import check_model, check_runs, private_copy
+from fxq.admission import check_float, check_model, check_runs, check_traced, private_copy
 from fxq.computed_parameters import take_computed_parameters
 from fxq.errors import CalibrationError, InputError
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.snapshot import take_snapshot
 from fxq.ir.stage import Stage, set_graph_state
 from fxq.manager import Pass, PassContext, PassManager, PassRecord
-from fxq.manager.running import few_samples
+from fxq.manager.running import few_samples, run_on_copy
 from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias, MeanErrors
 from fxq.pipelines import float_pipeline, pipeline
@@ -75,6 +75,7 @@ class Workbench:
         progress: bool | None = None,
     ) -> None:
         check_model(model)
+        check_float(model)
         given, self.data = _bind(model, example_inputs, calibration)
         self.target = target
         self._histograms = histograms
@@ -86,6 +87,7 @@ class Workbench:
             InputError, "the example inputs")  # fmt: skip
         check_runs(self.traced, given, kind, source)
         self.inputs = given if example_inputs is not None else few_samples(self.traced, given)
+        check_traced(copied, run_on_copy(self.traced, self.inputs), self.inputs)
         self._made: dict[tuple[str, ...], _Made] = {}
         self._statistics: dict[int, Statistics] = {}
         self._mean_errors: dict[int, dict[object, MeanErrors]] = {}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxq.analysis.benchmark import benchmark
 from fxq.errors import InputError
+from fxq.tracing import trace
 
 X = torch.ones(2, 4)
 
@@ -137,3 +138,19 @@ def test_nothing_to_measure_is_refused(linear: nn.Module) -> None:
         benchmark({"float": linear}, None)
     with pytest.raises(InputError, match="example_inputs do not fit the model"):
         benchmark({"float": linear}, (X, X))
+
+
+def test_state_of_a_model_is_as_before() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x + self.calls
+
+    model = Counts().eval()
+    benchmark({"counts": model, "also": trace(model)}, torch.randn(2), budget_s=0.01, progress=False)
+    assert model.calls == 0
+    assert not model.calls.is_inference()

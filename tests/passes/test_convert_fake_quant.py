@@ -52,7 +52,7 @@ def test_one_value_that_was_never_seen_is_named() -> None:
     model = train(prepared()).eval()
     quantiser = model.get_submodule("observers.conv2")
     assert isinstance(quantiser, FakeQuantise)
-    quantiser.set_extra_state({**quantiser.get_extra_state(), "seen": [False]})
+    quantiser.set_switches([True, True, False])
     with pytest.raises(CalibrationError, match=r"1 of 4 fake quantisers have seen no value(.|\n)*`conv2`"):
         ConvertFakeQuant()(model)  # type: ignore[arg-type]
     assert isinstance(model, nn.Module)

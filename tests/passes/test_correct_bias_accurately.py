@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxq
 from fxq.errors import CalibrationError
 from fxq.ir import take_snapshot
 from fxq.ir.metrics import distance
@@ -68,7 +69,7 @@ def _observed(
 
 
 def _corrected(gm: fx.GraphModule, context: PassContext, recipe: Recipe = COARSE) -> PassResult:
-    return CorrectBiasAccurately(recipe)(gm, context=context)
+    return CorrectBiasAccurately(recipe, fewest=1)(gm, context=context)
 
 
 def _means(gm: nn.Module, path: str, x: Tensor) -> Tensor:
@@ -211,3 +212,24 @@ def test_without_data_the_error_says_what_to_pass() -> None:
     gm, context = _observed(_net(), _batches())
     with pytest.raises(CalibrationError, match="pass calibration=loader"):
         _corrected(gm, PassContext(context.inputs))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_samples_correct_errors_of_weights_alone(seed: int) -> None:
+    """On other images than the two that it saw, each layer fitted to the noise of those before it is the worse one."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for i in range(8):
+        layers += [nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8))
+    for _ in range(20):
+        model(torch.randn(16, 3, 16, 16))
+    two, others = torch.randn(2, 3, 16, 16), torch.randn(64, 3, 16, 16)
+    model.eval()
+    passes = fxq.pipeline(Recipe(), "reference")
+    fitted = passes.replace("correct_bias_accurately", CorrectBiasAccurately(fewest=1))
+    few, forced = (fxq.compile(model, calibration=[two], passes=p, target="reference") for p in (passes, fitted))
+    assert "2 samples are few" in fxq.report(few)["correct_bias_accurately"].notes[0]
+    with torch.no_grad():
+        wanted = model(others)
+        assert distance(wanted, few(others)).sqnr_db > distance(wanted, forced(others)).sqnr_db + 1

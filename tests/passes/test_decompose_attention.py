@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fxq
 from benchmarks.zoo import build
 from fxq.errors import VerifyError
 from fxq.ir import graph_text, take_snapshot
+from fxq.ir.metrics import distance
 from fxq.ir.shapes import run_recorded
 from fxq.manager import PassManager
 from fxq.manager.base import PassResult
+from fxq.nn import QLinear
+from fxq.nn.dynamic import DynamicLinear
 from fxq.passes import _attention, _transformer
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.decompose_attention import DecomposeAttention
@@ -119,6 +124,59 @@ def test_called_twice(run_pass: RunPass) -> None:
     assert not result.refused
 
 
+# -- attention weights --------------------------------------------------------------------------------------------
+
+
+def weights_used(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
+    out, weights = m.attn(x, y, z)
+    return {"out": out, "weights": weights * 2}
+
+
+def both_returned(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
+    return m.attn(x, y, z)
+
+
+def weights_of_each_head(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
+    out, weights = m.attn(x, x, x, average_attn_weights=False)
+    return out, weights
+
+
+def weights_under_a_mask(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
+    shut = torch.ones(x.size(1), y.size(1), dtype=torch.bool).triu(2)
+    return m.attn(x, y, z, attn_mask=shut)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("function", [weights_used, both_returned, weights_of_each_head])
+def test_attention_weights_that_are_used(function: Callable[..., Any], batch_first: bool, run_pass: RunPass) -> None:
+    model = Attends(function, batch_first=batch_first)
+    inputs, others = (sequences(*sizes, batch_first=batch_first) for sizes in ((2, 5, 3), (3, 4, 6)))
+    result = run_pass(DecomposeAttention(), model, inputs, others)
+    assert len(result.matched) == 1
+    kept = DecomposeAttention(weights=False)(trace(model, inputs))
+    assert not kept.modified
+
+
+def test_attention_weights_under_a_mask(run_pass: RunPass) -> None:
+    model = Attends(weights_under_a_mask, batch_first=True)
+    assert len(run_pass(DecomposeAttention(), model, sequences(2, 5, 3)).matched) == 1
+
+
+@pytest.mark.parametrize("function", [weights_used, both_returned])
+@pytest.mark.parametrize("recipe", ["int8", "dynamic"])
+def test_projections_beside_weights_that_are_used_are_quantised(
+    function: Callable[..., Any], recipe: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = Attends(function, batch_first=True), sequences(4, 9, 7)
+    data = [inputs] if recipe == "int8" else None
+    gm = fxq.compile(model, inputs, calibration=data, recipe=recipe, target="reference")
+    assert sum(isinstance(m, QLinear | DynamicLinear) for m in gm.modules()) == 4
+    assert distance(model(*inputs), gm(*inputs)).sqnr_db > 25
+    fxq.save(gm, tmp_path / "attends.fxq")
+    assert distance(fxq.load(tmp_path / "attends.fxq")(*inputs), gm(*inputs)).equal
+
+
 def test_dynamic_sizes_leave_no_trace_in_the_graph(run_pass: RunPass) -> None:
     result = run_pass(DecomposeAttention(), Attends(attend_to_itself, batch_first=True), sequences(2, 5, 3))
     assert "size" not in {n.kind for n in result.record.after.nodes}
@@ -196,13 +254,12 @@ def test_is_causal_is_a_hint_beside_the_mask(run_pass: RunPass) -> None:
 # -- refusals -----------------------------------------------------------------------------------------------------
 
 
-def weights_used(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
-    out, weights = m.attn(x, y, z)
-    return out, weights * 2
+def weights_alone(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
+    return m.attn(x, y, z)[1] * 2
 
 
-def both_returned(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
-    return m.attn(x, y, z)
+def none_for_weights(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
+    return m.attn(x, y, z, need_weights=False)
 
 
 def used_whole(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
@@ -210,8 +267,8 @@ def used_whole(m: Any, x: Tensor, y: Tensor, z: Tensor) -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
-    "weights used": (weights_used, {}, "its attention weights are used, by `mul`"),
-    "both returned": (both_returned, {}, "its attention weights are returned"),
+    "weights alone": (weights_alone, {}, "its attention weights alone are used"),
+    "none for weights": (none_for_weights, {}, "whether it gives attention weights is only known when it runs, or it"),
     "used whole": (used_whole, {}, "its results are used together, by `getitem`"),
     "added biases": (attend_to_others, {"add_bias_kv": True}, "it has biases that are added to keys and values"),
     "added zero": (attend_to_others, {"add_zero_attn": True}, "it attends to an added zero"),

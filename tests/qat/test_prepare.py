@@ -181,6 +181,23 @@ def test_tied_parameters_stay_tied() -> None:
 def test_models_that_int8_does_nothing_for_say_so() -> None:
     ready = fxq.prepare_qat(nn.Sequential(nn.LayerNorm(4), nn.Softmax(-1)), torch.randn(2, 4))
     assert "nothing is fake-quantised" in str(fxq.report(ready))
+    doubled = fxq.prepare_qat(residual().double(), images().double())
+    assert [note for note in fxq.report(doubled).notes if "weights are float64" in note and "model.float()" in note]
+
+
+def test_a_computed_weight_trains_as_it_is() -> None:
+    torch.manual_seed(0)
+    frozen = nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)).requires_grad_(False)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(
+        8 * 36, 8), frozen)  # fmt: skip
+    ready = fxq.prepare_qat(model, images()).train()
+    assert [name for name, p in ready.named_parameters() if not p.requires_grad] == ["4.weight", "4.bias"]
+    assert "`0.weight` is computed by _WeightNorm: its value was taken, and trains as it is" in fxq.report(ready).notes
+    train(ready)
+    int8 = fxq.compile(ready.eval(), images(), target="reference")
+    with torch.no_grad():
+        assert torch.equal(int8(images()), ready(images()))
+    assert "parametrizations" in dict(model[0].named_children())
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

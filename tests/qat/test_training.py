@@ -119,6 +119,17 @@ def test_a_checkpoint_loads_into_a_model_prepared_alike(scales: str) -> None:
 
 
 @SCALES
+def test_a_state_dict_holds_tensors_alone(scales: str) -> None:
+    """Averages of weights, safetensors and counts of bytes take nothing else."""
+    model = train(prepared(scales=scales))
+    assert {type(v) for v in model.state_dict().values()} == {Tensor}
+    twin = copy.deepcopy(model)
+    fxq.qat.disable_observers(model)
+    twin.load_state_dict({name: value.cpu().clone() for name, value in model.state_dict().items()})
+    assert equal(state(model), state(twin))
+
+
+@SCALES
 def test_a_pickled_model_goes_on(scales: str) -> None:
     first = train(prepared(scales=scales))
     buffer = io.BytesIO()

@@ -164,6 +164,20 @@ def test_a_callable_runs_the_model() -> None:
     assert not model._forward_pre_hooks
 
 
+@pytest.mark.parametrize("good", [0, 2])
+def test_data_that_cannot_be_read_is_named_with_its_error(good: int) -> None:
+    def broken() -> Iterator[Tensor]:
+        yield from [X] * good
+        raise OSError("the disk is gone")
+
+    data = Calibration(inputs(broken(), lambda batch: batch), Recording())
+    with pytest.raises(
+        CalibrationError, match=rf"OSError: the disk is gone(.|\n)*calibration batch {good}\n"
+    ) as caught:
+        data.run(Recording())
+    assert isinstance(caught.value.__cause__, OSError)
+
+
 def test_a_callable_that_never_runs_the_model() -> None:
     with pytest.raises(CalibrationError, match="never ran the model"):
         Calibration(lambda m: None, Recording()).run(Recording())
@@ -244,15 +258,6 @@ def test_a_batch_that_the_model_fails_on_is_named() -> None:
     with pytest.raises(CalibrationError, match=r"fails on calibration batch 1: RuntimeError: .*shape") as caught:
         Calibration([X, torch.ones(4, 5)], layer).run(layer)
     assert "fxq.inputs(loader, fn)" in str(caught.value)
-
-
-def test_what_the_loader_itself_raises_comes_through() -> None:
-    def broken() -> Iterator[Tensor]:
-        yield X
-        raise OSError("disk gone")
-
-    with pytest.raises(OSError, match="disk gone"):
-        Calibration(broken(), Recording()).run(Recording())
 
 
 def test_integers_are_data_too() -> None:

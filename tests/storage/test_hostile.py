@@ -131,7 +131,7 @@ def test_methods(forged: Forged, tmp_path: Path, method: str) -> None:
         load(forged.write(tmp_path / "m"))
 
 
-@pytest.mark.parametrize("name", ["__class__", "data", "grad_fn", "__dict__", "_backward_hooks", 3])
+@pytest.mark.parametrize("name", ["__class__", "data_ptr", "grad_fn", "__dict__", "_backward_hooks", 3])
 def test_attributes_that_are_read(forged: Forged, tmp_path: Path, name: Any) -> None:
     call(forged, "call_function").update(target="builtins.getattr", args=[{"node": 0}, name], kwargs={})
     with pytest.raises(StorageError, match="an attribute is read"):

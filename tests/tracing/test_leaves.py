@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from fxq.tracing import trace
 
@@ -80,6 +81,26 @@ class Nested(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stage(self.before(x)) * 2
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.reentrant = nn.Linear(4, 4), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(self.inner, x, use_reentrant=self.reentrant)
+        out: Tensor = checkpoint(torch.mul, y, x, use_reentrant=self.reentrant)
+        return out
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_are_traced_through(same: Same, reentrant: bool) -> None:
+    model = Nested(Checkpointed(reentrant))
+    gm = trace(model, X)
+    assert gm.meta["fxq_trace"].leaves == ()
+    assert "stage.1.0.inner" in [n.target for n in gm.graph.nodes]
+    same(model, gm, X)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,30 @@ def test_a_root_that_keeps_state_cannot_be_traced() -> None:
         trace(Running(), X)
 
 
+class Delays(nn.Module):
+    """Keeps the last batch in a buffer, bound anew by each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x + self.last
+        self.last = x
+        return out
+
+
+def test_a_buffer_that_is_bound_anew_is_state() -> None:
+    with pytest.raises(TraceError, match=r"keeps state in self\.last(.|\n)*self\.last\.copy_"):
+        trace(Delays(), X)
+    model = Holder(Delays())
+    gm = trace(model, X)
+    assert "keeps state in self.last" in gm.meta["fxq_trace"].leaves[0].reason
+    assert torch.equal(model.get_buffer("inner.last"), torch.zeros(2, 4))
+    for wanted in (X + 1, X + X + 1):
+        assert torch.equal(gm(X), wanted)
+
+
 @pytest.mark.parametrize(("inner", "name"), [(Shows(), "features"), (Caches(), "table")])
 def test_values_for_show_and_constant_caches_are_noted(same: Same, inner: nn.Module, name: str) -> None:
     for model, path in ((inner, name), (Holder(inner), f"inner.{name}")):
