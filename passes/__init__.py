@@ -20,6 +20,7 @@ from fxq.passes.eliminate import Eliminate as Eliminate
 from fxq.passes.equalise_layers import EqualiseLayers as EqualiseLayers
 from fxq.passes.factorise import Factorise as Factorise
 from fxq.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
+from fxq.passes.fold_batch_norm_behind import FoldBatchNormBehind as FoldBatchNormBehind
 from fxq.passes.fold_constants import FoldConstants as FoldConstants
 from fxq.passes.fold_scale import FoldScale as FoldScale
 from fxq.passes.form_segments import FormSegments as FormSegments

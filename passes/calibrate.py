@@ -11,7 +11,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._repeats import repeats, without
+from fxq.passes.observed.repeats import repeats, without
 from fxq.quant.calibration import Calibration
 from fxq.quant.observers import Observer
 

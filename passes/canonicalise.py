@@ -17,10 +17,10 @@ from fxq.ir.shapes import recorded_value, tensor_spec
 from fxq.ir.stage import Stage
 from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
-from fxq.passes._held import held_reason, held_tensor, layer_path
-from fxq.passes._layer_functions import LAYER_FUNCTIONS, LayerFunction
-from fxq.passes._plain_class import plain_twin
-from fxq.passes._spelling import canonical_call, is_spelled
+from fxq.passes.graph.spelling import canonical_call, is_spelled
+from fxq.passes.layers.functional import LAYER_FUNCTIONS, LayerFunction
+from fxq.passes.layers.held import held_reason, held_tensor, layer_path
+from fxq.passes.layers.plain_class import plain_twin
 
 _NDIM = {"conv1d": 3, "conv2d": 4, "conv3d": 5, "conv_transpose1d": 3, "conv_transpose2d": 4, "conv_transpose3d": 5}
 

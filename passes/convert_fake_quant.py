@@ -19,7 +19,7 @@ from fxq.nn.dropping_attention import DroppingAttention
 from fxq.nn.fake_quantisers import FakeQuantise
 from fxq.nn.stochastic_depth import StochasticDepth
 from fxq.nn.trainable import TrainableLayer, TrainableNorm
-from fxq.passes._explicit import make_explicit
+from fxq.passes.graph.explicit import make_explicit
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._explicit import make_explicit
-from fxq.passes._int8_attention import round_attentions
-from fxq.passes._observed import observed_layers, quantised
-from fxq.passes._originals import forget_originals
+from fxq.passes.attention.int8 import round_attentions
+from fxq.passes.correcting.originals import forget_originals
+from fxq.passes.graph.explicit import make_explicit
+from fxq.passes.observed.layers import observed_layers, quantised
 from fxq.quant.observers import Observer
 from fxq.quant.recipe import Recipe
 

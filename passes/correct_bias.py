@@ -18,9 +18,9 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import Epilogue, output_rows, quantize_layer
-from fxq.passes._layers import copy_module
-from fxq.passes._observed import correctable_layers, observed_layers, shifted
-from fxq.passes._originals import set_corrected
+from fxq.passes.correcting.originals import set_corrected
+from fxq.passes.layers.queries import copy_module
+from fxq.passes.observed.layers import correctable_layers, observed_layers, shifted
 from fxq.progress import track
 from fxq.quant.corrections.mean_error import cross_checked_mean
 from fxq.quant.options import Options

@@ -11,8 +11,11 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._batch_run import MEMORY
-from fxq.passes._observed import (
+from fxq.passes.correct_bias import CorrectBias
+from fxq.passes.correcting.batch_run import MEMORY
+from fxq.passes.correcting.side_by_side import SideBySide, Visit, fitted
+from fxq.passes.correcting.visiting import Correction, correct_visited
+from fxq.passes.observed.layers import (
     correctable_layers,
     need_calibration,
     observed_layers,
@@ -20,9 +23,6 @@ from fxq.passes._observed import (
     quantised_layers,
     seen_batches,
 )
-from fxq.passes._side_by_side import SideBySide, Visit, fitted
-from fxq.passes._visiting import Correction, correct_visited
-from fxq.passes.correct_bias import CorrectBias
 from fxq.quant.recipe import Recipe
 from fxq.tracing import ModelInputs
 

@@ -14,10 +14,10 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import keep_record
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._attention import attention_reason, batch_reason, write_attention, write_attention_and_weights
-from fxq.passes._attention_masks import mask_reason, write_mask
-from fxq.passes._transformer import TRANSFORMERS, transformer_reason, write_transformer
-from fxq.passes._writer import Writer
+from fxq.passes.attention.masks import mask_reason, write_mask
+from fxq.passes.attention.multi_head import attention_reason, batch_reason, write_attention, write_attention_and_weights
+from fxq.passes.attention.transformer import TRANSFORMERS, transformer_reason, write_transformer
+from fxq.passes.graph.writer import Writer
 
 Arguments = dict[str, Any]
 

@@ -23,8 +23,8 @@ from fxq.nn.windows import (
     window_partition,
     window_reverse,
 )
-from fxq.passes._attention import linear
-from fxq.passes._writer import Writer
+from fxq.passes.attention.multi_head import linear
+from fxq.passes.graph.writer import Writer
 
 _SWIN: Final = "torchvision.models.swin_transformer."
 _ATTENTION: Final = f"{_SWIN}shifted_window_attention"

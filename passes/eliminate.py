@@ -19,7 +19,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
-from fxq.passes._dtypes import Dtypes, infer_dtypes
+from fxq.passes.graph.dtypes import Dtypes, infer_dtypes
 
 _POOLS: Final = ("max_pool1d", "max_pool2d", "max_pool3d")
 _AVERAGES: Final = ("avg_pool1d", "avg_pool2d", "avg_pool3d")

@@ -17,8 +17,8 @@ from fxq.ir.pattern import Anything, Match, call
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Numerics, RulePass
-from fxq.passes._affine import ChannelAffine, fold_behind, fold_in_front, pads
-from fxq.passes._layers import (
+from fxq.passes.layers.affine import ChannelAffine, fold_behind, fold_in_front, pads
+from fxq.passes.layers.queries import (
     FUSED,
     called_again,
     describe_producer,

@@ -15,8 +15,8 @@ from fxq.ir.shapes import tensor_spec
 from fxq.ir.state import written_attributes
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._affine import ChannelAffine, fold_behind
-from fxq.passes._layers import called_again, describe_producer, shares_weight
+from fxq.passes.layers.affine import ChannelAffine, fold_behind
+from fxq.passes.layers.queries import called_again, describe_producer, shares_weight
 
 #: ``f(s x) = s f(x)`` for every s that is not negative.
 _HOMOGENEOUS = frozenset({"relu", "leaky_relu"})

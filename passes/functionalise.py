@@ -18,8 +18,8 @@ from fxq.ir.scalars import is_scalar
 from fxq.ir.snapshot import kind_text
 from fxq.manager.base import Pass
 from fxq.manager.context import PassContext
-from fxq.passes._dtypes import Dtypes, infer_dtypes
-from fxq.passes._spelling import canonical_call
+from fxq.passes.graph.dtypes import Dtypes, infer_dtypes
+from fxq.passes.graph.spelling import canonical_call
 
 _RULE: Final = "out_of_place"
 _OF_NUMBERS: Final[dict[Any, Callable[..., Any]]] = {

@@ -13,7 +13,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, RulePass
 from fxq.nn.activations import ACTIVATION_KINDS, activation_of
-from fxq.passes._layers import LAYERS, called_again, epilogue_of, opaque_layer, unusual_arguments, with_epilogue
+from fxq.passes.layers.queries import LAYERS, called_again, epilogue_of, opaque_layer, unusual_arguments, with_epilogue
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fxq.ir.shapes import tensor_spec
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, RulePass
 from fxq.nn import Epilogue
-from fxq.passes._layers import (
+from fxq.passes.layers.queries import (
     LAYERS,
     called_again,
     epilogue_of,

@@ -19,9 +19,9 @@ from fxq.manager.context import PassContext
 from fxq.nn.fake_quantisers import FakeQuantise, LearnedFakeQuantise
 from fxq.nn.trainable import TrainableLayer, TrainableNorm
 from fxq.nn.weight_fake_quantisers import LearnedWeightFakeQuantise, WeightFakeQuantise
-from fxq.passes._int8_attention import round_attentions
-from fxq.passes._layers import epilogue_of
-from fxq.passes._observed import is_observed
+from fxq.passes.attention.int8 import round_attentions
+from fxq.passes.layers.queries import epilogue_of
+from fxq.passes.observed.layers import is_observed
 from fxq.quant.observers import Observer
 from fxq.quant.options import Options
 from fxq.quant.recipe import Recipe

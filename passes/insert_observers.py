@@ -17,7 +17,7 @@ from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.manager.running import ensure_recorded, run_on_copy
 from fxq.nn import Epilogue
-from fxq.passes._layers import epilogue_of, with_epilogue
+from fxq.passes.layers.queries import epilogue_of, with_epilogue
 from fxq.quant.observers import Observer
 from fxq.quant.overrides import check_overrides
 from fxq.quant.recipe import Recipe

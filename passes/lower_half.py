@@ -18,9 +18,9 @@ from fxq.manager.context import PassContext
 from fxq.manager.running import ensure_recorded, run_on_copy
 from fxq.nn import Dequantize, Quantize
 from fxq.nn.qlayer import QLayer
-from fxq.passes._dtypes import attribute
-from fxq.passes._half_plan import HalfPlan, plan_half
-from fxq.passes._half_table import FLOAT_INSIDE, is_real
+from fxq.passes.graph.dtypes import attribute
+from fxq.passes.half.plan import HalfPlan, plan_half
+from fxq.passes.half.table import FLOAT_INSIDE, is_real
 from fxq.quant.options import Options
 from fxq.quant.overrides import Choices, Override, check_overrides
 from fxq.targets.half_support import HALF_TYPES, no_half_reason

@@ -23,8 +23,8 @@ from fxq.nn.dynamic_recurrent import COMPUTES, DynamicRecurrent
 from fxq.nn.kernels import onednn_available
 from fxq.nn.kernels.native_library import library
 from fxq.nn.recurrent_choice import faster_compute
-from fxq.passes._exchange import exchange_layers
-from fxq.passes._products import macs
+from fxq.passes.layers.exchange import exchange_layers
+from fxq.passes.layers.products import macs
 from fxq.quant.overrides import Override
 
 _LINEAR: Final = (nn.Linear, NonDynamicallyQuantizableLinear)

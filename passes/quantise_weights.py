@@ -14,7 +14,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn.weight_only import GROUP_SIZES, Weight4Linear, Weight8Linear
-from fxq.passes._exchange import exchange_layers
+from fxq.passes.layers.exchange import exchange_layers
 from fxq.quant.overrides import Override
 
 

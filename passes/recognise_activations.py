@@ -14,7 +14,7 @@ from fxq.ir.ops import SPECS, Kind, is_finite_number
 from fxq.ir.pattern import AnyOf, Anything, Match, Pattern, call
 from fxq.ir.rewriter import Rewriter
 from fxq.manager.base import Numerics, RulePass
-from fxq.passes._powers import POWERS, exponent_of
+from fxq.passes.graph.powers import POWERS, exponent_of
 
 _ERF: tuple[Kind, ...] = (torch.erf, torch.special.erf, "method:erf")
 _ROOT_HALF = math.sqrt(0.5)

@@ -16,7 +16,7 @@ from fxq.ir.pattern import AnyOf, Anything, Match, Pattern, call
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import TensorSpec, tensor_spec
 from fxq.manager.base import Numerics, RulePass
-from fxq.passes._layers import write_between
+from fxq.passes.layers.queries import write_between
 
 _FACTORS = ("factor", "query factor")
 _DIVISORS = ("divisor", "query divisor")

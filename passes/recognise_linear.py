@@ -13,8 +13,8 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._held import held_reason, held_tensor, layer_path
-from fxq.passes._layer_functions import linear_layer
+from fxq.passes.layers.functional import linear_layer
+from fxq.passes.layers.held import held_reason, held_tensor, layer_path
 
 _RULE = "linear"
 

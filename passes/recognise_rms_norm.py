@@ -15,10 +15,10 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._held import held_reason, held_tensor, layer_path
-from fxq.passes._layer_functions import rms_norm_layer
-from fxq.passes._layers import write_between
-from fxq.passes._powers import POWERS, exponent_of
+from fxq.passes.graph.powers import POWERS, exponent_of
+from fxq.passes.layers.functional import rms_norm_layer
+from fxq.passes.layers.held import held_reason, held_tensor, layer_path
+from fxq.passes.layers.queries import write_between
 
 _RULE = "rms_norm"
 _INVERSE_ROOT: Final[tuple[Kind, ...]] = (torch.rsqrt, "method:rsqrt")

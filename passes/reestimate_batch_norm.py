@@ -13,11 +13,11 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._batch_run import MEMORY
-from fxq.passes._layers import copy_module, opaque_layer
-from fxq.passes._observed import observed_layers, quantised_layers, refuse_shared, seen_batches
-from fxq.passes._side_by_side import SideBySide, Visit
-from fxq.passes._visiting import Correction, correct_visited
+from fxq.passes.correcting.batch_run import MEMORY
+from fxq.passes.correcting.side_by_side import SideBySide, Visit
+from fxq.passes.correcting.visiting import Correction, correct_visited
+from fxq.passes.layers.queries import copy_module, opaque_layer
+from fxq.passes.observed.layers import observed_layers, quantised_layers, refuse_shared, seen_batches
 from fxq.pruning.reestimate import ChannelSums
 from fxq.quant.recipe import Recipe
 

@@ -13,13 +13,13 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._batch_run import MEMORY, fitted_and_held
-from fxq.passes._layers import copy_module
-from fxq.passes._observed import correctable_layers, observed_layers, quantised, quantised_layers, seen_batches
-from fxq.passes._originals import set_corrected
-from fxq.passes._output_sums import columns, output_error
-from fxq.passes._side_by_side import SideBySide, Visit, fitted
-from fxq.passes._tally import Tally, from_to, no_better
+from fxq.passes.correcting.batch_run import MEMORY, fitted_and_held
+from fxq.passes.correcting.originals import set_corrected
+from fxq.passes.correcting.output_sums import columns, output_error
+from fxq.passes.correcting.side_by_side import SideBySide, Visit, fitted
+from fxq.passes.correcting.tally import Tally, from_to, no_better
+from fxq.passes.layers.queries import copy_module
+from fxq.passes.observed.layers import correctable_layers, observed_layers, quantised, quantised_layers, seen_batches
 from fxq.progress import track
 from fxq.quant.corrections.rounding import Codes, learned, settled
 from fxq.quant.overrides import Choices

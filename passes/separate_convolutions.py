@@ -14,8 +14,8 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._candidates import Candidate, as_globs, candidates, is_share, refuse
-from fxq.passes._pairs import Pair, unfit, write_pair
+from fxq.passes.compressing.candidates import Candidate, as_globs, candidates, is_share, refuse
+from fxq.passes.compressing.pairs import Pair, unfit, write_pair
 
 _RULE = "separate_convolutions"
 

@@ -15,7 +15,7 @@ from fxq.ir.scalars import is_shape
 from fxq.ir.shapes import tensor_spec
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._dtypes import attribute
+from fxq.passes.graph.dtypes import attribute
 
 _METHODS: Final = ("dim", "ndimension")
 _FUNCTIONS: Final[frozenset[Callable[..., Any]]] = frozenset({

@@ -13,7 +13,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._candidates import as_globs, candidates, refuse, set_weight
+from fxq.passes.compressing.candidates import as_globs, candidates, refuse, set_weight
 
 _RULE = "share_weights"
 

@@ -14,12 +14,19 @@ from fxq.ir.shapes import tensor_spec
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._batch_run import arguments_at
-from fxq.passes._channel_readers import Readers, channel_readers
-from fxq.passes._layers import LAYERS, called_again, describe_producer, epilogue_of, shares_weight, unusual_arguments
-from fxq.passes._observed import first_batches
-from fxq.passes._scaling_search import search_scales
-from fxq.passes._scaling_trial import Scaling, Trial
+from fxq.passes.correcting.batch_run import arguments_at
+from fxq.passes.layers.queries import (
+    LAYERS,
+    called_again,
+    describe_producer,
+    epilogue_of,
+    shares_weight,
+    unusual_arguments,
+)
+from fxq.passes.observed.layers import first_batches
+from fxq.passes.scaling.channel_readers import Readers, channel_readers
+from fxq.passes.scaling.search import search_scales
+from fxq.passes.scaling.trial import Scaling, Trial
 from fxq.progress import track
 from fxq.quant.corrections.balancing import balancing_scale
 from fxq.quant.recipe import Recipe

@@ -15,7 +15,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
-from fxq.passes._candidates import (
+from fxq.passes.compressing.candidates import (
     Candidate,
     as_globs,
     candidates,

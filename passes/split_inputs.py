@@ -21,13 +21,13 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.manager.running import ensure_recorded, run_on_copy
-from fxq.passes._batch_run import Args, arguments_at
-from fxq.passes._channel_readers import channel_axis_in
-from fxq.passes._layers import called_again, copy_module, shares_weight
-from fxq.passes._observed import quantised, seen_batches
-from fxq.passes._products import macs
-from fxq.passes._side_by_side import Rounding, without_epilogue
-from fxq.passes._tally import Tally, from_to, mean_db, no_better
+from fxq.passes.correcting.batch_run import Args, arguments_at
+from fxq.passes.correcting.side_by_side import Rounding, without_epilogue
+from fxq.passes.correcting.tally import Tally, from_to, mean_db, no_better
+from fxq.passes.layers.products import macs
+from fxq.passes.layers.queries import called_again, copy_module, shares_weight
+from fxq.passes.observed.layers import quantised, seen_batches
+from fxq.passes.scaling.channel_readers import channel_axis_in
 from fxq.quant.observers import Observer
 from fxq.quant.overrides import Choices
 from fxq.quant.qparams import QParams

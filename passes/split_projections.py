@@ -14,10 +14,10 @@ from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.manager.running import ensure_recorded, run_on_copy
-from fxq.passes._attention import linear
-from fxq.passes._int8_attention import int8_attentions
-from fxq.passes._layers import called_again
-from fxq.passes._writer import Writer
+from fxq.passes.attention.int8 import int8_attentions
+from fxq.passes.attention.multi_head import linear
+from fxq.passes.graph.writer import Writer
+from fxq.passes.layers.queries import called_again
 from fxq.quant.recipe import Recipe
 
 _RULE = "split_projection"

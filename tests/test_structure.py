@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import networkx as nx
+
+import fxq.passes
 
 ROOT = Path(__file__).parent.parent
 TOPS = {"fxq": "fxq", "passes": "fxq.passes", "visualize": "fxq.visualize"}
@@ -44,3 +48,21 @@ def test_imports_go_one_way() -> None:
     )
     assert len(graph) > 20
     assert [cycle for cycle in nx.strongly_connected_components(graph) if len(cycle) > 1] == []
+
+
+def words(name: str) -> str:
+    """``FoldBatchNorm`` in small letters: ``fold_batch_norm``."""
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def test_a_pass_has_a_file_of_its_own() -> None:
+    """What several passes share lies in the folders beside them."""
+    for path in sorted((ROOT / "passes").glob("*.py")):
+        if path.stem == "__init__":
+            continue
+        module = importlib.import_module(f"fxq.passes.{path.stem}")
+        made_here = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+        passes = [c for c in made_here if issubclass(c, fxq.passes.Pass)]
+        assert len(passes) == 1, path
+        assert words(passes[0].__name__) == path.stem
+        assert getattr(fxq.passes, passes[0].__name__) is passes[0]

@@ -14,11 +14,11 @@ from fxq.ir.stage import Stage, set_graph_state
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
 from fxq.nn import QDQ_LAYERS, Epilogue
-from fxq.passes._layers import copy_module
-from fxq.passes._observed import observed_layers
-from fxq.passes._repeats import repeats
 from fxq.passes.convert_qdq import ConvertQDQ
 from fxq.passes.correct_bias import CorrectBias, MeanErrors
+from fxq.passes.layers.queries import copy_module
+from fxq.passes.observed.layers import observed_layers
+from fxq.passes.observed.repeats import repeats
 from fxq.quant.observers import Observer
 from fxq.quant.options import Options
 from fxq.tuning.statistics import Statistics, value_of

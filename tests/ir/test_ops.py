@@ -24,7 +24,7 @@ from fxq.ir.ops import (
     is_finite_number,
 )
 from fxq.ir.scalars import is_number, is_scalar, is_shape
-from fxq.passes._spelling import canonical_call, is_spelled
+from fxq.passes.graph.spelling import canonical_call, is_spelled
 from fxq.tracing import trace
 from tests.ir.spellings import BINARY, IMAGE, UNARY, Calls, Spelling
 

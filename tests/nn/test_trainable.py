@@ -16,7 +16,7 @@ from fxq.nn.fake_quantisers import note_codes
 from fxq.nn.stochastic_depth import StochasticDepth
 from fxq.nn.trainable import TrainableLayer, TrainableNorm
 from fxq.nn.weight_fake_quantisers import LearnedWeightFakeQuantise, WeightFakeQuantise
-from fxq.passes._affine import ChannelAffine, fold_behind
+from fxq.passes.layers.affine import ChannelAffine, fold_behind
 from fxq.quant.options import Options
 from fxq.quant.qparams import QParams
 

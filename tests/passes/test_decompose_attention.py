@@ -20,7 +20,7 @@ from fxq.manager import PassManager
 from fxq.manager.base import PassResult
 from fxq.nn import QLinear
 from fxq.nn.dynamic import DynamicLinear
-from fxq.passes import _attention, _transformer
+from fxq.passes.attention import _transformer, multi_head
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.decompose_attention import DecomposeAttention
 from fxq.tracing import trace
@@ -477,8 +477,8 @@ def test_refused_layer_in_training_mode() -> None:
 
 def test_wrong_maths_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = Attends(attend_to_itself, batch_first=True), sequences(2, 5, 3)
-    right = _attention.linear
-    monkeypatch.setattr(_attention, "linear", lambda w, b, training: right(w * 1.01, b, training))
+    right = multi_head.linear
+    monkeypatch.setattr(multi_head, "linear", lambda w, b, training: right(w * 1.01, b, training))
     with pytest.raises(VerifyError, match="`decompose_attention` promises CLOSE and changed the output"):
         PassManager([DecomposeAttention()])(trace(model, inputs), inputs)
 

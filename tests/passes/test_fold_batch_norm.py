@@ -12,9 +12,9 @@ from fxq.ir import Stage, diff, take_snapshot
 from fxq.ir.stage import set_graph_state
 from fxq.manager import PassManager
 from fxq.manager.base import PassResult
-from fxq.passes import _affine
 from fxq.passes.fold_batch_norm import FoldBatchNorm
 from fxq.passes.fuse_activation import FuseActivation
+from fxq.passes.layers import affine
 from fxq.tracing import trace
 
 
@@ -404,5 +404,5 @@ def test_wrong_maths_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "module `2`" in str(caught.value)
 
 
-def _wrong(layer: nn.Module, affine: _affine.ChannelAffine) -> nn.Module:
-    return _affine.fold_behind(layer, _affine.ChannelAffine(affine.scale, affine.shift + 0.01))
+def _wrong(layer: nn.Module, affine: affine.ChannelAffine) -> nn.Module:
+    return affine.fold_behind(layer, affine.ChannelAffine(affine.scale, affine.shift + 0.01))

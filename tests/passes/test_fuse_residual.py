@@ -14,9 +14,9 @@ from fxq.ir.stage import set_graph_state
 from fxq.manager import PassManager
 from fxq.manager.base import PassResult
 from fxq.nn import Epilogue
-from fxq.passes._layers import epilogue_of
 from fxq.passes.fuse_activation import FuseActivation
 from fxq.passes.fuse_residual import FuseResidual
+from fxq.passes.layers.queries import epilogue_of
 from fxq.tracing import TracedModule, trace
 
 

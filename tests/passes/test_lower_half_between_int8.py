@@ -15,7 +15,7 @@ from fxq.engine.library import unavailable_reason
 from fxq.ir import graph_text, take_snapshot
 from fxq.ir.metrics import distance
 from fxq.passes import FormSegments
-from fxq.passes._half_table import FLOAT_INSIDE
+from fxq.passes.half.table import FLOAT_INSIDE
 from fxq.passes.lower_half import LowerHalf
 from fxq.targets.half_support import no_half_reason
 from tests.passes.half_graphs import Gated, casts_of, dtypes_of

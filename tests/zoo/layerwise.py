@@ -17,7 +17,7 @@ from fxq.ir.metrics import distance
 from fxq.ir.shapes import run_recorded
 from fxq.nn import Epilogue, QBatchNorm, dequantize, quantize
 from fxq.nn.qlayer import QLayer
-from fxq.passes._layers import epilogue_of, with_epilogue
+from fxq.passes.layers.queries import epilogue_of, with_epilogue
 from fxq.quant.qparams import QParams
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fxq.ir.parameters import clone_parameter
-from fxq.passes._affine import ChannelAffine, fold_behind, fold_in_front, input_rows
-from fxq.passes._channel_readers import Reader
-from fxq.passes._layers import copy_module
+from fxq.passes.layers.affine import ChannelAffine, fold_behind, fold_in_front, input_rows
+from fxq.passes.layers.queries import copy_module
+from fxq.passes.scaling.channel_readers import Reader
 
 
 def scale_outputs(layer: nn.Module, factor: Tensor) -> nn.Module:

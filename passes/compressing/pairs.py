@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fxq.ir.provenance import node_info
 from fxq.ir.rewriter import Rewriter
-from fxq.passes._candidates import Candidate
-from fxq.passes._layers import called_again, epilogue_of, unusual_arguments, with_epilogue
+from fxq.passes.compressing.candidates import Candidate
+from fxq.passes.layers.queries import called_again, epilogue_of, unusual_arguments, with_epilogue
 
 _POINTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -11,8 +11,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fxq.ir.ops import SPECS
 from fxq.ir.shapes import tensor_spec
-from fxq.passes._attention_masks import Mask
-from fxq.passes._writer import Writer
+from fxq.passes.attention.masks import Mask
+from fxq.passes.graph.writer import Writer
 
 
 def write_attention(

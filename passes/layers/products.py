@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fxq.ir.identify import OpCall
 from fxq.ir.ops import WEIGHTED
 from fxq.ir.shapes import TensorSpec, tensor_spec
-from fxq.passes._layers import LAYERS
+from fxq.passes.layers.queries import LAYERS
 
 #: Convolutions and linear layers, matrix products, and recurrent layers and cells.
 SUMS: Final = (*LAYERS, "matmul", "attention", "lstm", "gru", "rnn", "lstm_cell", "gru_cell", "rnn_cell")

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxq.ir.shapes import tensor_spec
-from fxq.passes._writer import Writer
+from fxq.passes.graph.writer import Writer
 
 
 @dataclass(frozen=True)

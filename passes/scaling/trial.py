@@ -14,12 +14,12 @@ from fxq.ir.identify import OpCall
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import Recorder
 from fxq.nn import dequantize, output_rows, quantize, quantize_layer
-from fxq.passes._batch_run import Args, fitted_and_held
-from fxq.passes._channel_readers import Readers, channel_axis_in
-from fxq.passes._channel_scaling import factors_of, scale_inputs, scale_outputs, weight_ranges
-from fxq.passes._layers import LAYERS
-from fxq.passes._side_by_side import without_epilogue
-from fxq.passes._tally import mean_db
+from fxq.passes.correcting.batch_run import Args, fitted_and_held
+from fxq.passes.correcting.side_by_side import without_epilogue
+from fxq.passes.correcting.tally import mean_db
+from fxq.passes.layers.queries import LAYERS
+from fxq.passes.scaling.channel_readers import Readers, channel_axis_in
+from fxq.passes.scaling.channel_scaling import factors_of, scale_inputs, scale_outputs, weight_ranges
 from fxq.quant.overrides import Choices
 
 #: What a scale must gain on average, and what any one reader may lose by it, in dB.

@@ -9,9 +9,9 @@ from torch import fx, nn
 
 from fxq.ir.rewriter import Rewriter
 from fxq.manager.context import PassContext
-from fxq.passes._originals import set_corrected
-from fxq.passes._side_by_side import SideBySide, Visit
-from fxq.passes._tally import Tally, from_to, no_better
+from fxq.passes.correcting.originals import set_corrected
+from fxq.passes.correcting.side_by_side import SideBySide, Visit
+from fxq.passes.correcting.tally import Tally, from_to, no_better
 from fxq.progress import track
 
 

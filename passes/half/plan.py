@@ -15,8 +15,8 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import describe_value, tensor_spec
 from fxq.nn import Dequantize, Quantize
 from fxq.nn.qlayer import QLayer
-from fxq.passes._dtypes import attribute
-from fxq.passes._half_table import (
+from fxq.passes.graph.dtypes import attribute
+from fxq.passes.half.table import (
     LARGEST,
     PRODUCTS,
     SMALLEST,
@@ -24,7 +24,7 @@ from fxq.passes._half_table import (
     is_real,
     real_inputs,
 )
-from fxq.passes._products import macs, products_per_value
+from fxq.passes.layers.products import macs, products_per_value
 from fxq.targets.overwritten import overwritten
 from fxq.targets.suitability import picks_from_tuple, reads_shape_only, reads_size_only
 

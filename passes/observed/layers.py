@@ -13,8 +13,8 @@ from fxq.ir.parameters import clone_parameter
 from fxq.ir.rewriter import Rewriter
 from fxq.manager.context import PassContext
 from fxq.nn import output_rows, quantize_layer
-from fxq.passes._directions import normalised_reason
-from fxq.passes._layers import called_again, copy_module
+from fxq.passes.correcting.directions import normalised_reason
+from fxq.passes.layers.queries import called_again, copy_module
 from fxq.pruning.walking import Stream, private_copy
 from fxq.quant.calibration import Calibration
 from fxq.quant.observers import Observer

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fxq.passes._layers import copy_module
+from fxq.passes.layers.queries import copy_module
 
 
 @dataclass(frozen=True)

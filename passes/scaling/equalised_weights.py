@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 
 from fxq.ir.rewriter import Rewriter
 from fxq.nn import output_rows
-from fxq.passes._batch_run import arguments_at
-from fxq.passes._channel_scaling import factors_of, scale_inputs, scale_outputs, weight_ranges
-from fxq.passes._scaling_trial import Scaling, Trial, is_better
-from fxq.passes._tally import Tally, from_to, mean_db, no_better
+from fxq.passes.correcting.batch_run import arguments_at
+from fxq.passes.correcting.tally import Tally, from_to, mean_db, no_better
+from fxq.passes.scaling.channel_scaling import factors_of, scale_inputs, scale_outputs, weight_ranges
+from fxq.passes.scaling.trial import Scaling, Trial, is_better
 from fxq.quant.corrections.balancing import balancing_scale
 from fxq.quant.overrides import Choices
 from fxq.tracing import ModelInputs

@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from fxq.nn import FUSED_LAYERS
-from fxq.passes._side_by_side import Visit
+from fxq.passes.correcting.side_by_side import Visit
 from fxq.pruning.columns import Columns
 from fxq.pruning.sampling import LayerMoments, Sampler
 from fxq.quant.corrections.rounding import OutputError

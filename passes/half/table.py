@@ -12,7 +12,7 @@ from fxq.ir.identify import OpCall, has_hooks
 from fxq.ir.ops import MOVES, is_finite_number
 from fxq.ir.shapes import tensor_spec
 from fxq.ir.snapshot import kind_text
-from fxq.passes._layers import LAYERS
+from fxq.passes.layers.queries import LAYERS
 
 #: Sums of products: where half precision pays.
 PRODUCTS: Final = (*LAYERS, "matmul", "lstm")

@@ -7,7 +7,7 @@ from torch import nn
 from fxq.ir.identify import has_hooks
 from fxq.ir.names import redefined
 from fxq.ir.ops import STATEFUL_MODULES
-from fxq.passes._layers import copy_module
+from fxq.passes.layers.queries import copy_module
 
 
 def plain_twin(layer: nn.Module) -> nn.Module | None:

@@ -14,9 +14,9 @@ from torch import fx, nn
 
 from fxq.ir.ops import SPECS
 from fxq.ir.shapes import tensor_spec
-from fxq.passes._attention import attention_reason, batch_reason, write_attention
-from fxq.passes._attention_masks import Mask, mask_reason, write_mask
-from fxq.passes._writer import Writer
+from fxq.passes.attention.masks import Mask, mask_reason, write_mask
+from fxq.passes.attention.multi_head import attention_reason, batch_reason, write_attention
+from fxq.passes.graph.writer import Writer
 
 Arguments = Mapping[str, Any]
 Layer = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from fxq.errors import InputError, nearest
 from fxq.ir.identify import OpCall, read_attribute
 from fxq.ir.rewriter import Rewriter
-from fxq.passes._layers import LAYERS, copy_module, opaque_layer, shares_weight
+from fxq.passes.layers.queries import LAYERS, copy_module, opaque_layer, shares_weight
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fxq.ir.rewriter import Rewriter
 from fxq.ir.shapes import tensor_spec
 from fxq.ir.snapshot import kind_text
 from fxq.nn import QDQLinear
-from fxq.passes._layers import LAYERS, called_again, opaque_layer, shares_weight, unusual_arguments
+from fxq.passes.layers.queries import LAYERS, called_again, opaque_layer, shares_weight, unusual_arguments
 from fxq.targets.suitability import reads_shape_only
 
 _POOLS = {f"{mode}_pool{n}d": n for mode in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)}

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from torch import Tensor, fx
 
 from fxq.ir.rewriter import Rewriter
-from fxq.passes._batch_run import Args
-from fxq.passes._channel_scaling import factors_of
-from fxq.passes._scaling_trial import Scaling, Trial
-from fxq.passes._tally import Tally, from_to, mean_db, no_better
+from fxq.passes.correcting.batch_run import Args
+from fxq.passes.correcting.tally import Tally, from_to, mean_db, no_better
+from fxq.passes.scaling.channel_scaling import factors_of
+from fxq.passes.scaling.trial import Scaling, Trial
 from fxq.quant.overrides import Choices
 
 Visits = Iterable[tuple[fx.Node, list[Args]]]

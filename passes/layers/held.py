@@ -10,7 +10,7 @@ from fxq.ir.aliasing import sharing
 from fxq.ir.call_effects import writes
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.scalars import is_scalar
-from fxq.passes._dtypes import attribute
+from fxq.passes.graph.dtypes import attribute
 
 
 def held_reason(name: str, node: Any, rw: Rewriter) -> str | None:

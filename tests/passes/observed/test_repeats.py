@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from fxq.ir.identify import get_module
 from fxq.ir.rewriter import Rewriter
 from fxq.passes import Calibrate, InsertObservers
-from fxq.passes._repeats import repeats, without
+from fxq.passes.observed.repeats import repeats, without
 from fxq.quant.observers import HistogramObserver, Observer
 from fxq.quant.recipe import Recipe
 from tests.targets.lowering import fuse

@@ -19,10 +19,10 @@ from fxq.analysis.running import evaluation, isolate
 from fxq.ir.rewriter import copy_graph_module
 from fxq.nn import Epilogue
 from fxq.nn.fake_quant import fake_quantise
-from fxq.passes._affine import ChannelAffine, fold_behind
-from fxq.passes._batch_run import MEMORY, Args, BatchRun
-from fxq.passes._layers import copy_module, epilogue_of
-from fxq.passes._originals import originals
+from fxq.passes.correcting.batch_run import MEMORY, Args, BatchRun
+from fxq.passes.correcting.originals import originals
+from fxq.passes.layers.affine import ChannelAffine, fold_behind
+from fxq.passes.layers.queries import copy_module, epilogue_of
 from fxq.quant.corrections.channel_fit import ChannelFit
 from fxq.quant.observers import Observer
 from fxq.quant.qparams import QParams

@@ -1,0 +1,1 @@
+"""Attention and transformer layers, written out node by node, and which of them int8 computes."""

@@ -1,0 +1,1 @@
+"""Small readings and writings of graphs that several passes share."""

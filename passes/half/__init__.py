@@ -1,0 +1,1 @@
+"""Which operations and values half precision is for."""

@@ -1,0 +1,1 @@
+"""Channels scaled between layers that follow each other: who reads them, what is gained, how factors are found."""
