@@ -20,7 +20,7 @@ from fxq.manager import PassManager
 from fxq.manager.base import PassResult
 from fxq.nn import QLinear
 from fxq.nn.dynamic import DynamicLinear
-from fxq.passes.attention import _transformer, multi_head
+from fxq.passes.attention import multi_head, transformer
 from fxq.passes.canonicalise import Canonicalise
 from fxq.passes.decompose_attention import DecomposeAttention
 from fxq.tracing import trace
@@ -464,7 +464,7 @@ def test_refused_transformer() -> None:
     inputs = (torch.randn(2, 5, 8), torch.randn(2, 4, 8))
     assert reasons(recorded(Calls(whole, "src", "tgt").eval(), inputs)) == ["a Mine is one of its layers"]
     whole.encoder = nn.Identity()
-    assert _transformer.transformer_reason(whole, {}) == "its encoder is a Identity"
+    assert transformer.transformer_reason(whole, {}) == "its encoder is a Identity"
 
 
 def test_refused_layer_in_training_mode() -> None:

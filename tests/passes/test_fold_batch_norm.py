@@ -404,5 +404,5 @@ def test_wrong_maths_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "module `2`" in str(caught.value)
 
 
-def _wrong(layer: nn.Module, affine: affine.ChannelAffine) -> nn.Module:
-    return affine.fold_behind(layer, affine.ChannelAffine(affine.scale, affine.shift + 0.01))
+def _wrong(layer: nn.Module, exact: affine.ChannelAffine) -> nn.Module:
+    return affine.fold_behind(layer, affine.ChannelAffine(exact.scale, exact.shift + 0.01))

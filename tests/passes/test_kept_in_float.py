@@ -65,7 +65,7 @@ def test_only_that_layer_is_spared(correction: str) -> None:
 @pytest.mark.parametrize("correction", ["bias_accurate", "adaround"])
 def test_layers_behind_are_corrected_for_what_they_will_read(correction: str) -> None:
     torch.manual_seed(0)
-    model, x = Block().eval(), torch.randn(8, 3, 6, 6)
+    model, x = Block().eval(), torch.randn(16, 3, 6, 6)
     with torch.no_grad():
         model.stem.bias[0] = -100.0  # a channel that is never anything but zero,
         model.wide.weight[:, 0] = 1000.0  # and leaves all other weights no code in int8
