@@ -6,11 +6,11 @@ import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fxq.errors import CalibrationError
 from fxq.ir.rewriter import Rewriter
 from fxq.ir.stage import Stage
 from fxq.manager.base import Numerics, Pass
 from fxq.manager.context import PassContext
+from fxq.passes.observed.layers import need_calibration
 from fxq.passes.observed.repeats import repeats, without
 from fxq.quant.calibration import Calibration
 from fxq.quant.observers import Observer
@@ -34,12 +34,10 @@ class Calibrate(Pass):
     data: Any = None
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        calibration = context.calibration
         if self.data is not None:
             calibration = Calibration(self.data, rw.gm, context.inputs)
-        if calibration is None:
-            raise CalibrationError("there is no calibration data", where=f"the pass `{self.name}`",
-                                   fix="pass calibration=loader")  # fmt: skip
+        else:
+            calibration = need_calibration(context, self.name)
         copies: dict[str, Observer] = {}
         for call in rw.calls():
             path = str(call.node.target)

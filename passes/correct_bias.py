@@ -9,7 +9,6 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, fx, nn
 
-from fxq.errors import CalibrationError
 from fxq.ir.identify import OpCall
 from fxq.ir.parameters import clone_parameter
 from fxq.ir.rewriter import Rewriter, copy_graph_module
@@ -20,7 +19,7 @@ from fxq.manager.context import PassContext
 from fxq.nn import Epilogue, output_rows, quantize_layer
 from fxq.passes.correcting.originals import set_corrected
 from fxq.passes.layers.queries import copy_module
-from fxq.passes.observed.layers import correctable_layers, observed_layers, shifted
+from fxq.passes.observed.layers import correctable_layers, need_calibration, observed_layers, shifted
 from fxq.progress import track
 from fxq.quant.corrections.mean_error import cross_checked_mean
 from fxq.quant.options import Options
@@ -59,9 +58,7 @@ class CorrectBias(Pass):
     recipe: Recipe = field(default_factory=Recipe)
 
     def rewrite(self, rw: Rewriter, context: PassContext) -> None:
-        if context.calibration is None:
-            raise CalibrationError("there is no calibration data", where=f"the pass `{self.name}`",
-                                   fix="pass calibration=loader")  # fmt: skip
+        need_calibration(context, self.name)  # an error, also where no layer is left to correct
         choices = self.recipe.choices(rw.gm)
         layers = correctable_layers(rw, "correct", observed_layers(rw, choices))
         options = {node: choices.options(node) for node in layers}
@@ -89,9 +86,9 @@ class CorrectBias(Pass):
             for node in wanted.get(value_node.name, ()):
                 found[node] += _mean_outputs(errors[node], value)
 
-        assert context.calibration is not None
         running = copy_graph_module(rw.gm)  # shapes are recorded on its nodes, those of whole batches
-        for batch in track(context.calibration.again(), "correcting biases", progress=context.progress):
+        batches = need_calibration(context, self.name).again()
+        for batch in track(batches, "correcting biases", progress=context.progress):
             own = clone_inputs(batch)
             run_recorded(running, own.args, dict(own.kwargs), watch)
         seen = {node: parts for node, parts in found.items() if parts}

@@ -79,7 +79,10 @@ bool pays(const Operation& op, int64_t images, bool kept) {
     return products + transforms + weights < direct;
 }
 
-bool fits_kept(const Operation& op) { return blocks_of(op) * PATCH * row_bytes(op.input[0]->channels) <= MOST_KEPT; }
+// Whether transformed weights are held.
+bool keeps(const Operation& op) {
+    return blocks_of(op) * PATCH * row_bytes(op.input[0]->channels) <= MOST_KEPT && pays(op, 1, true);
+}
 
 // Number of images from which on the transforms pay, with the weights made in every call; 0 where they never do. Threads
 // share the blocks, so that there must be enough of them.
@@ -91,7 +94,7 @@ int64_t fewest_images(const Operation& op) {
 }
 
 void set_sizes(const Operation& op, WinogradState* state) {
-    state->kept = fits_kept(op) && pays(op, 1, true);
+    state->kept = keeps(op);
     state->fewest = state->kept ? 1 : fewest_images(op);
     state->tiles = tiles_of(op);
     state->group = group_of(op, state->kept);
@@ -268,7 +271,7 @@ bool suits_winograd(const Operation& op) {
     if (ints[8] != 1) return false;
     const Tensor& x = *op.input[0];
     if (x.pixel_pitch == x.channels && x.channels % 4) return false;  // taps share steps of the panels
-    return ((fits_kept(op) && pays(op, 1, true)) || fewest_images(op)) && exact(op);
+    return (keeps(op) || fewest_images(op)) && exact(op);
 }
 
 extern const Kernel winograd_kernel = {prepare, tasks, run};

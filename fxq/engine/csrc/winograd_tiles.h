@@ -43,14 +43,18 @@ struct Group {
     int64_t ends[4];  // of each kind
 
     Group(const Tensor& y, int64_t begin, int64_t count) {
-        int64_t filled = 0;
-        for (int kind = 0; kind < 4; ++kind) {
-            for (int64_t t = begin; t < begin + count; ++t) {
-                const Tile tile(y, t);
-                if (kind_of(tile) == kind) tiles[filled++] = tile;
-            }
-            ends[kind] = filled;
+        Tile found[most];
+        int64_t next[4] = {};
+        for (int64_t t = 0; t < count; ++t) {
+            found[t] = Tile(y, begin + t);
+            ++next[kind_of(found[t])];
         }
+        for (int64_t kind = 0, filled = 0; kind < 4; ++kind) {
+            ends[kind] = filled + next[kind];
+            next[kind] = filled;
+            filled = ends[kind];
+        }
+        for (int64_t t = 0; t < count; ++t) tiles[next[kind_of(found[t])]++] = found[t];
     }
 
     // Tiles with values at a row and a column of positions.
